@@ -1,0 +1,147 @@
+"""How one picture is parallelised: DistriConfig and its enums. Frozen, pure, validated, and free of torch;
+where this process sits in the group is the business of mesh.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+class Parallelism(StrEnum):
+    """Which system makes the picture."""
+
+    SINGLE = "single"  # one device does everything
+    NAIVE_PATCH = "naive_patch"  # the UNet runs on each patch alone, patches never talk
+    PATCH = "patch"  # displaced patch parallelism (DistriFusion, section 4)
+    TENSOR = "tensor"  # weights are sharded, one all-reduce per sharded layer
+    PARADIGMS = "paradigms"  # parallel Picard iterations over time steps (Shih et al., 2023)
+
+
+class SyncMode(StrEnum):
+    """What is fresh and what is one step old after warm-up (DistriFusion, sections 4.2 and 5.4)."""
+
+    FULL_SYNC = "full_sync"  # everything fresh at every step: exact
+    SYNC_GN = "sync_gn"  # GroupNorm moments fresh, the rest displaced
+    STALE_GN = "stale_gn"  # own moments fresh, the peers' from the previous step
+    CORRECTED_ASYNC_GN = "corrected_async_gn"  # previous global moments + (own fresh - own previous)
+    SEPARATE_GN = "separate_gn"  # own moments only
+    NO_SYNC = "no_sync"  # nothing is exchanged after warm-up: the upper bound on speed
+
+
+class SplitScheme(StrEnum):
+    """How naive patches cut the picture."""
+
+    ROW = "row"
+    COL = "col"
+    ALTERNATE = "alternate"  # even steps rows, odd steps columns
+
+
+# A side must be a multiple of 8 (VAE) x 2^(UNet levels - 1); 32 for SDXL. Models with more levels check again.
+SIZE_MULTIPLE = 32
+
+
+def check_size(name: str, value: Any, multiple: int = SIZE_MULTIPLE) -> int:
+    """Return `value`, a picture side in pixels, or raise ValueError with the nearest sizes that would do."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} {value!r} is not a whole number of pixels; give a multiple of {multiple}")
+    if value <= 0:
+        raise ValueError(f"{name} {value} is not a positive multiple of {multiple}; the smallest is {multiple}")
+    if value % multiple:
+        below, above = value // multiple * multiple, (value // multiple + 1) * multiple
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ValueError(f"{name} {value} is not a multiple of {multiple}; nearest: {nearest}")
+    return value
+
+
+def check_int(name: str, value: Any, low: int, high: int) -> int:
+    """Return `value` if it is a whole number in [low, high], else raise ValueError saying so."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} {value!r} is not a whole number; give one from {low} to {high}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value} is out of range; give a number from {low} to {high}")
+    return value
+
+
+def check_choice(name: str, value: Any, choices: type[Choice]) -> Choice:
+    """Return `value` as a member of `choices`, else raise ValueError that lists them."""
+    try:
+        return choices(value)
+    except ValueError:
+        raise ValueError(f"unknown {name} {value!r}; choose one of: {', '.join(choices)}") from None
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Return `value` if it is True or False, else raise ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} {value!r} is not True or False")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistriConfig:
+    """How a picture is parallelised. Accepts the original DistriFusion's names; starts no process group.
+
+    Raises ValueError with the number, the rule and the remedy.
+    """
+
+    height: int = 1024  # default picture height in pixels; a call may pass another
+    width: int = 1024  # default picture width in pixels; a call may pass another
+    do_classifier_free_guidance: bool = True  # two UNet branches a step: unconditional and conditional
+    split_batch: bool = True  # with guidance and an even number of ranks, half of them take each branch
+    warmup_steps: int = 4  # steps 0..warmup_steps are synchronous, the next one is the first stale one
+    comm_checkpoint: int = 60  # slots whose payloads travel together in one asynchronous message
+    mode: SyncMode = SyncMode.CORRECTED_ASYNC_GN  # what is fresh and what is stale after warm-up
+    use_cuda_graph: bool = True  # replay captured steps on CUDA; ignored elsewhere
+    parallelism: Parallelism = Parallelism.PATCH  # which system makes the picture
+    split_scheme: SplitScheme = SplitScheme.ROW  # how naive patches cut the picture
+    bessel_correction: bool = False  # multiply shared variances by k/(k-1) as the original does
+    verbose: bool = False  # print the plan report
+
+    def __post_init__(self) -> None:
+        check_size("height", self.height)
+        check_size("width", self.width)
+        check_int("warmup_steps", self.warmup_steps, 0, 1000)
+        check_int("comm_checkpoint", self.comm_checkpoint, 1, 100_000)
+        for name in ("do_classifier_free_guidance", "split_batch", "use_cuda_graph", "bessel_correction", "verbose"):
+            check_bool(name, getattr(self, name))
+        # Strings are welcome where an enum stands; a frozen dataclass is written through object.
+        object.__setattr__(self, "mode", check_choice("mode", self.mode, SyncMode))
+        object.__setattr__(self, "parallelism", check_choice("parallelism", self.parallelism, Parallelism))
+        object.__setattr__(self, "split_scheme", check_choice("split_scheme", self.split_scheme, SplitScheme))
+
+    def replace(self, **changes: Any) -> DistriConfig:
+        """A copy with `changes`, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    # The original's read-only properties. Where a process sits is known to mesh.py alone, which is asked when
+    # (and only when) somebody wants to know: the one import of this file that points upwards.
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in the torchrun group; 0 without one."""
+        from distri_engine.mesh import current_rank
+
+        return current_rank()
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks in the torchrun group; 1 without one."""
+        from distri_engine.mesh import current_world_size
+
+        return current_world_size()
+
+    @property
+    def device(self) -> torch.device:
+        """The device that this rank computes on."""
+        from distri_engine.mesh import default_device
+
+        return default_device()

@@ -1,0 +1,84 @@
+"""GenerationRequest: one picture to make. Frozen, pure, validated, and free of torch; how it is spread over devices
+is DistriConfig's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from distri_engine.config import check_choice, check_int, check_size
+
+MAX_SEED = 2**32 - 1
+MAX_STEPS = 1000  # the noise schedules of SD and SDXL have 1000 training timesteps
+MAX_PROMPT = 2000  # characters; the text encoders read 77 tokens of them
+MAX_IMAGES = 16
+
+
+class Scheduler(StrEnum):
+    """Samplers, by the names of the command line."""
+
+    DDIM = "ddim"
+    EULER = "euler"
+    DPM_SOLVER = "dpm-solver"  # DPM-Solver++(2M)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One picture (or a batch of `images`) to make. Raises ValueError with the number, the rule and the remedy."""
+
+    prompt: str
+    negative_prompt: str = ""
+    height: int | None = None  # pixels; None: the model's own size
+    width: int | None = None  # pixels; None: the model's own size
+    steps: int = 30  # denoising steps
+    guidance_scale: float = 5.0  # classifier-free guidance w; w <= 1 runs the conditional branch only
+    seed: int | None = None  # None: drawn by `resolved` before anything is broadcast
+    scheduler: Scheduler = Scheduler.DDIM
+    images: int = 1  # pictures of the same prompt made in one batch
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise ValueError(f"{name} {text!r} is not text")
+            if len(text) > MAX_PROMPT:
+                raise ValueError(f"{name} has {len(text)} characters, the limit is {MAX_PROMPT}; shorten it")
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty; say what the picture should show")
+        for name in ("height", "width"):
+            if getattr(self, name) is not None:
+                check_size(name, getattr(self, name))
+        check_int("steps", self.steps, 1, MAX_STEPS)
+        check_int("images", self.images, 1, MAX_IMAGES)
+        scale = self.guidance_scale
+        if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not math.isfinite(scale):
+            raise ValueError(f"guidance_scale {scale!r} is not a finite number; 5 is usual")
+        if not 0 <= scale <= 100:
+            raise ValueError(f"guidance_scale {scale} is out of range; give a number from 0 to 100")
+        object.__setattr__(self, "guidance_scale", float(scale))
+        if self.seed is not None:
+            check_int("seed", self.seed, 0, MAX_SEED)
+        object.__setattr__(self, "scheduler", check_choice("scheduler", self.scheduler, Scheduler))
+
+    @property
+    def guided(self) -> bool:
+        """Whether the UNet runs both guidance branches."""
+        return self.guidance_scale > 1
+
+    def resolved(self, *, default_size: int) -> GenerationRequest:
+        """A copy in which size and seed are numbers: `default_size` pixels a side, and a random seed."""
+        return dataclasses.replace(
+            self,
+            height=default_size if self.height is None else self.height,
+            width=default_size if self.width is None else self.width,
+            seed=secrets.randbelow(MAX_SEED + 1) if self.seed is None else self.seed,
+        )
+
+    def replace(self, **changes: Any) -> GenerationRequest:
+        """A copy with `changes`, validated again."""
+        return dataclasses.replace(self, **changes)
