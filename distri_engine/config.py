@@ -22,8 +22,6 @@ class Parallelism(StrEnum):
     SINGLE = "single"  # one device does everything
     NAIVE_PATCH = "naive_patch"  # the UNet runs on each patch alone, patches never talk
     PATCH = "patch"  # displaced patch parallelism (DistriFusion, section 4)
-    TENSOR = "tensor"  # weights are sharded, one all-reduce per sharded layer
-    PARADIGMS = "paradigms"  # parallel Picard iterations over time steps (Shih et al., 2023)
 
 
 class SyncMode(StrEnum):

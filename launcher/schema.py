@@ -1,11 +1,20 @@
-"""What travels between the hub, the ranks and the page: dataclasses with validation. Standard library only; how the
-frames reach the other side is wire.py's business.
+"""What the page sees of the launcher, and parameters as plain dicts. Free of torch; what the hub and the ranks tell
+each other is the business of messages.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from distri_engine.config import DistriConfig
+from distri_engine.request import GenerationRequest
+
+
+class Refused(RuntimeError):
+    """A request that cannot be accepted now; the message is for people."""
+
 
 # --- what the page sees -------------------------------------------------------------------------------------------
 
@@ -95,3 +104,30 @@ class Record:
     message: str = ""
     visitor: str = ""
     comparison: str = ""  # the same for the pictures of one compare run
+
+
+# --- parameters ---------------------------------------------------------------------------------------------------
+
+
+def as_request(parameters: Mapping[str, Any]) -> GenerationRequest:
+    """The picture to make, from a frame, a file or a page. Raises ValueError for unknown names and bad values."""
+    return _as(GenerationRequest, "request", parameters)
+
+
+def as_config(parameters: Mapping[str, Any]) -> DistriConfig:
+    """How to parallelise it. Raises ValueError for unknown names and bad values."""
+    return _as(DistriConfig, "config", parameters)
+
+
+def _as(kind: Any, name: str, parameters: Mapping[str, Any]) -> Any:
+    if unknown := sorted(parameters.keys() - {spec.name for spec in fields(kind)}):
+        raise ValueError(f"unknown {name} option {unknown[0]!r:.80}; known: {', '.join(f.name for f in fields(kind))}")
+    try:
+        return kind(**parameters)
+    except TypeError as error:
+        raise ValueError(f"the {name} is incomplete: {error}") from None
+
+
+def as_parameters(value: GenerationRequest | DistriConfig) -> dict[str, Any]:
+    """The plain dict that `as_request` or `as_config` reads back."""
+    return asdict(value)

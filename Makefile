@@ -1,0 +1,47 @@
+# Two commands: `make demo` opens the page, `make test` runs the tests. The first run builds a virtual environment;
+# later runs find it up to date and need no network. Options go through ARGS: make demo ARGS="--ranks 4 --port 7861".
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    start the page on all GPUs, or on 2 CPU processes, and print its address"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff check, ruff format --check, mypy"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make clean   remove the virtual environment and the caches"
+
+demo: $(VENV)/.runtime
+	$(BIN)/python app.py $(ARGS)
+
+test: $(VENV)/.development
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.development
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: touched once everything in the file is installed, so that the next run starts at once and offline.
+$(VENV)/.runtime: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.development: requirements-dev.txt requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@ $(VENV)/.runtime

@@ -1,0 +1,79 @@
+"""Writes the trained parts as an SDXL pipeline folder that plain diffusers opens, and knows the traps of doing so."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from assets.demo_training.text import PADS, load_tokenizers
+
+# As in SDXL's own scheduler file, although Euler has no use for them: DDIM made from a configuration without
+# `clip_sample: false` clips the latents, and then seems to ignore the prompt.
+FOR_OTHER_SCHEDULERS = {
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "sample_max_value": 1.0,
+}
+# What the libraries note about the machine that saved.
+MACHINE_KEYS = ("_name_or_path", "is_local", "local_files_only")
+
+
+def save_pipeline(
+    out: Path,
+    *,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    text_encoder_2: CLIPTextModelWithProjection,
+    tokenizer_folder: Path,
+) -> None:
+    """Save copies of the parts to `out`: UNet and VAE as float16, the text encoders as float32.
+
+    transformers 5 loads a file in its own dtype, diffusers in float32: a folder that is float16 throughout, opened
+    without `dtype=`, would mix the two and fail.
+    """
+    tokenizer, tokenizer_2 = load_tokenizers(tokenizer_folder)
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        prediction_type="v_prediction",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=copy.deepcopy(vae).cpu().half(),
+        text_encoder=copy.deepcopy(text_encoder).cpu(),
+        text_encoder_2=copy.deepcopy(text_encoder_2).cpu(),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=copy.deepcopy(unet).cpu().half(),
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(out, safe_serialization=True)
+    _amend(out / "scheduler" / "scheduler_config.json", FOR_OTHER_SCHEDULERS)
+    _amend(out / "vae" / "config.json", {})
+    for name in PADS:
+        for file in (
+            "vocab.json",
+            "merges.txt",
+            "special_tokens_map.json",
+        ):  # which SDXL ships and transformers 5 omits
+            shutil.copy(tokenizer_folder / name / file, out / name / file)
+        _amend(out / name / "tokenizer_config.json", {})
+
+
+def _amend(path: Path, changes: dict) -> None:
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    for key in MACHINE_KEYS:
+        content.pop(key, None)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

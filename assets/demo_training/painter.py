@@ -1,0 +1,104 @@
+"""Paints a scene as a flat travel poster: sky, sun or moon, clouds, then ground and subject. Those two live in
+landscapes.py and subjects.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from assets.demo_training.canvas import PALETTE, Canvas, mix, tint
+from assets.demo_training.grammar import Scene
+from assets.demo_training.landscapes import GROUNDS
+from assets.demo_training.painting import SKIES, Painting
+from assets.demo_training.subjects import SUBJECTS
+
+# The horizon lies between these heights.
+HORIZONS = {
+    "sea": (0.56, 0.66),
+    "mountains": (0.66, 0.74),
+    "hills": (0.62, 0.7),
+    "desert": (0.64, 0.72),
+    "snow": (0.66, 0.74),
+}
+# Puffs of a cloud: offset and radius, as shares of the cloud's half width.
+PUFFS = ((-0.8, 0.45), (-0.25, 0.75), (0.4, 0.6), (0.95, 0.35))
+
+
+def paint(scene: Scene, size: int = 256, supersampling: int = 3) -> np.ndarray:
+    """The picture of `scene`: [size, size, 3], uint8. The same scene is always the same picture."""
+    rng = np.random.default_rng(scene.seed)
+    # One draw for every ground, used or not, keeps the pictures of a seed what they are.
+    horizon = {ground: rng.uniform(*bounds) for ground, bounds in HORIZONS.items()}[scene.ground]
+    painting = Painting(scene=scene, rng=rng, horizon=horizon)
+    _place_orb(painting)
+    sky = Image.fromarray(_sky(painting, size)).resize((size * supersampling,) * 2, Image.Resampling.BILINEAR)
+    painting.canvas = Canvas(sky)
+    _stars_and_orb(painting)
+    if scene.clouds:
+        _clouds(painting)
+    GROUNDS[scene.ground](painting)
+    painting.place_subject()
+    if scene.subject != "none":
+        SUBJECTS[scene.subject](painting)
+    picture = painting.canvas.picture
+    return np.asarray(picture.reduce(supersampling) if supersampling > 1 else picture)
+
+
+def _place_orb(painting: Painting) -> None:
+    scene, rng, horizon = painting.scene, painting.rng, painting.horizon
+    painting.orb_x = painting.column(scene.orb_position) + rng.uniform(-0.07, 0.07)
+    painting.orb_radius = rng.uniform(0.1, 0.15) if scene.subject == "none" else rng.uniform(0.075, 0.11)
+    low = scene.time in ("sunset", "dawn")
+    if low and scene.ground == "sea":
+        painting.orb_y = rng.uniform(horizon - 0.12, horizon - 0.02)
+    else:
+        painting.orb_y = rng.uniform(0.3, 0.42) if low else rng.uniform(0.15, 0.26)
+    colour = PALETTE[scene.orb_colour]
+    painting.orb_colour = colour if scene.orb == "sun" else mix(colour, (255, 255, 255), 0.35)
+
+
+def _sky(painting: Painting, size: int) -> np.ndarray:
+    """A gradient from the zenith to the horizon, with a glow around the sun or moon: [size, size, 3], uint8."""
+    scene = painting.scene
+    heights = np.linspace(0, 1, size, dtype=np.float32)[:, None] / painting.horizon
+    offsets = [offset for offset, _ in SKIES[scene.time]]
+    channels = [
+        np.interp(heights[:, 0], offsets, [colour[channel] for _, colour in SKIES[scene.time]]) for channel in range(3)
+    ]
+    sky = np.repeat(np.stack(channels, -1)[:, None, :], size, 1).astype(np.float32)
+    if scene.orb:
+        ys, xs = np.mgrid[0:size, 0:size].astype(np.float32) / size
+        distance = np.sqrt((xs - painting.orb_x) ** 2 + (ys - painting.orb_y) ** 2)
+        strength = 0.5 if scene.orb == "sun" else 0.3
+        glow = (np.exp(-np.maximum(distance - painting.orb_radius, 0) / 0.11) * strength)[..., None]
+        sky = sky * (1 - glow) + glow * np.array(mix(painting.orb_colour, (255, 255, 255), 0.25), np.float32)
+    return sky.clip(0, 255).astype(np.uint8)
+
+
+def _stars_and_orb(painting: Painting) -> None:
+    scene, rng, canvas = painting.scene, painting.rng, painting.canvas
+    empty_sky = canvas.picture.copy() if scene.crescent else None
+    if scene.stars:
+        for _ in range(int(rng.integers(18, 34))):
+            radius = rng.uniform(0.0035, 0.007)
+            x, y = rng.uniform(0, 1), rng.uniform(0, painting.horizon - 0.05)
+            canvas.ellipse(x, y, radius, radius, (250, 248, 225))
+    if scene.orb:
+        x, y, radius = painting.orb_x, painting.orb_y, painting.orb_radius
+        canvas.ellipse(x, y, radius, radius, painting.orb_colour)
+        if empty_sky is not None:
+            canvas.uncover(empty_sky, x + radius * rng.choice([-0.5, 0.5]), y - radius * 0.2, radius * 0.9)
+
+
+def _clouds(painting: Painting) -> None:
+    scene, rng, canvas = painting.scene, painting.rng, painting.canvas
+    storm = scene.time == "storm"
+    base = {"storm": (92, 98, 110), "sunset": (250, 170, 150)}.get(scene.time, (252, 252, 252))
+    for _ in range(int(rng.integers(4, 7)) if storm else int(rng.integers(2, 4))):
+        x, y = rng.uniform(0.02, 0.98), rng.uniform(0.06, painting.horizon * 0.5)
+        half = rng.uniform(0.1, 0.17)
+        colour = tint(base, float(rng.uniform(0.85, 1.05)))
+        for offset, radius in PUFFS:
+            canvas.ellipse(x + offset * half, y - radius * half * 0.25, radius * half, radius * half * 0.55, colour)
+        canvas.rounded(x - 1.2 * half, y, x + 1.25 * half, y + 0.25 * half, radius=0.12 * half, colour=colour)

@@ -1,0 +1,125 @@
+"""Trains the decoder of the hand-set autoencoder: whole pictures, L1 on pixels and on their differences. The encoder
+is never trained, so latents cost an average pooling and train_unet.py can run at the same time.
+
+    python -m assets.demo_training.train_decoder --folder build/demo --minutes 28
+
+Stop it at will: the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from assets.demo_training import checkpoint
+from assets.demo_training.hand_set_vae import analytic_latents, build_vae, protect_constants
+from assets.demo_training.scenes import open_scenes
+
+SAVE_SECONDS = 240.0
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the demo model's decoder.")
+    parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="everything is read and written here")
+    parser.add_argument("--pictures", type=int, default=24000, help="size of the training set")
+    parser.add_argument("--lite", action="store_true", help="half of the grammar, for a short training")
+    parser.add_argument("--minutes", type=float, default=28, help="of training, all runs together")
+    parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps even if time is left")
+    parser.add_argument("--batch", type=int, default=1, help="pictures a step")
+    parser.add_argument("--lr", type=float, default=3e-4, help="1e-3 destroys the hand-set decoder at once")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args(arguments)
+
+
+def difference_loss(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 between the vertical and horizontal differences of two pictures, [B, 3, H, W]: sharp edges."""
+    error = made - target
+    vertical, horizontal = error[..., 1:, :] - error[..., :-1, :], error[..., 1:] - error[..., :-1]
+    return vertical.abs().mean() + horizontal.abs().mean()
+
+
+def as_tensor(pictures: np.ndarray, device: str) -> torch.Tensor:
+    """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1]."""
+    tensor = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def train(options: argparse.Namespace) -> AutoencoderKL:
+    """Train, save to `folder`/vae, return the averaged autoencoder."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    folder, device = options.folder, options.device
+    _, pictures = open_scenes(folder, options.pictures, lite=options.lite, processes=options.threads)
+    vae = build_vae().to(device).train()
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    vae.to(memory_format=torch.channels_last)
+    protect_constants(vae)
+    params = [param for param in vae.parameters() if param.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=options.lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    modules = {"vae": vae}
+    average = checkpoint.Average(modules)
+    state = folder / "decoder_state.safetensors"
+    step, spent = 0, 0.0
+    if state.exists():
+        progress = checkpoint.load(state, modules, average, [optimizer])
+        step, spent = progress["step"], progress["seconds"]
+
+    def save() -> AutoencoderKL:
+        averaged = copy.deepcopy(vae).eval()
+        average.copy_to({"vae": averaged})
+        averaged.save_pretrained(folder / "vae")
+        checkpoint.save(state, modules, average, [optimizer], {"step": step, "seconds": time.monotonic() - start})
+        return averaged
+
+    rng = np.random.default_rng(step)
+    start = time.monotonic() - spent
+    saved, smoothed = time.monotonic(), 0.0
+    while (share := (time.monotonic() - start) / (options.minutes * 60)) < 1 and step < options.steps:
+        decay = 1 if share < 0.5 else max(0.02, (1 - share) / 0.5)
+        optimizer.param_groups[0]["lr"] = options.lr * min(1, (step + 1) / 100) * decay
+        chosen = pictures[np.sort(rng.integers(0, len(pictures), options.batch))]
+        flipped = chosen[:, :, ::-1] if rng.random() < 0.5 else chosen
+        target = as_tensor(np.ascontiguousarray(flipped), device)  # [B, 3, 256, 256]
+        latents = analytic_latents(target)
+        # The UNet's latents are never exact: learn to decode them with a little noise, of varying strength.
+        strength = 0.1 * torch.rand(options.batch, 1, 1, 1, device=device)
+        latents = latents + 0.03 * torch.randn_like(latents) + strength * torch.randn_like(latents)
+        made = vae.decode(latents).sample
+        pixel_loss = (made - target).abs().mean()
+        loss = pixel_loss + 0.5 * difference_loss(made, target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        step += 1
+        average.update(min(0.995, step / (step + 10)))
+        smoothed += (pixel_loss.item() - smoothed) * max(0.03, 1 / step)
+        if step % 25 == 0:
+            print(f"step {step}, {time.monotonic() - start:.0f} s, L1 {smoothed:.4f}", flush=True)
+        if time.monotonic() - saved > SAVE_SECONDS:
+            saved = time.monotonic()
+            save()
+    averaged = save()
+    print(f"{psnr(averaged, pictures[:16], device):.1f} dB on 16 training pictures")
+    return averaged
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> float:
+    """Of decoded latents against the pictures, in dB."""
+    target = as_tensor(np.ascontiguousarray(pictures), device)
+    made = vae.decode(analytic_latents(target)).sample.clamp(-1, 1)
+    return float(-10 * torch.log10(((made - target) / 2).pow(2).mean()))
+
+
+if __name__ == "__main__":
+    train(parse_options())

@@ -1,0 +1,290 @@
+"""Trains the UNet and both text encoders together, from scratch: v-prediction on SDXL's noise schedule, Muon for
+matrices and AdamW for the rest, and saves a pipeline with whatever decoder train_decoder.py has by then.
+
+    python -m assets.demo_training.train_unet --folder build/demo --minutes 52
+
+Stop it at will: the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from assets.demo_training import checkpoint
+from assets.demo_training.captions import caption
+from assets.demo_training.export import save_pipeline
+from assets.demo_training.grammar import Scene
+from assets.demo_training.hand_set_vae import analytic_latents, build_vae
+from assets.demo_training.muon import Muon
+from assets.demo_training.scenes import open_scenes
+from assets.demo_training.text import (
+    build_encoders,
+    build_tokenizers,
+    encode_text,
+    load_tokenizers,
+    token_ids,
+)
+from assets.demo_training.train_decoder import as_tensor
+
+PARAPHRASES = 4  # captions a picture, tokenised in advance
+SIZES = (128, 192, 256, 384, 512, 768, 1024)  # what the size conditioning may claim
+EMPTY, ZEROS = 0.03, 0.08  # shares of prompts replaced by the encoded empty prompt, and by zeros
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Widths of a UNet of three levels; text widths are 64 and 128."""
+
+    channels: tuple[int, int, int]
+    heads: tuple[int, int, int]
+    layers: int = 1  # residual blocks a level
+
+
+PRESETS = {
+    "xs": Preset(channels=(32, 48, 96), heads=(1, 2, 3)),  # 2.6 M parameters: the embedded model
+    "small": Preset(channels=(32, 64, 128), heads=(1, 2, 4)),
+    "mid": Preset(channels=(32, 96, 192), heads=(1, 3, 6)),
+    "big": Preset(channels=(64, 112, 192), heads=(2, 4, 6), layers=2),
+}
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the demo model's UNet and text encoders.")
+    parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="everything is read and written here")
+    parser.add_argument("--pictures", type=int, default=24000, help="size of the training set")
+    parser.add_argument("--lite", action="store_true", help="half of the grammar, for a short training")
+    parser.add_argument("--preset", choices=PRESETS, default="xs")
+    parser.add_argument("--minutes", type=float, default=52, help="of training, all runs together")
+    parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps even if time is left")
+    parser.add_argument("--batch", type=int, default=16, help="pictures a step")
+    parser.add_argument("--lr", type=float, default=3e-3, help="of Muon")
+    parser.add_argument("--lr-adamw", type=float, default=1e-3)
+    parser.add_argument("--decay-from", type=float, default=0.5, help="share of the time at full learning rate")
+    parser.add_argument("--average", type=float, default=0.998, help="decay of the weights' running average")
+    parser.add_argument("--save-minutes", type=float, default=6.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the UNet")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args(arguments)
+
+
+def build_unet(preset: Preset, text_width: int = 64, text_width_2: int = 128) -> UNet2DConditionModel:
+    """An untrained UNet with SDXL's conditioning; it begins by predicting zero."""
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=preset.channels,
+        layers_per_block=preset.layers,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 1),
+        attention_head_dim=preset.heads,
+        cross_attention_dim=text_width + text_width_2,
+        use_linear_projection=True,
+        norm_num_groups=16,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=6 * 32 + text_width_2,
+    )
+    torch.nn.init.zeros_(unet.conv_out.weight)
+    return unet
+
+
+def signal_power(device: str) -> torch.Tensor:
+    """The cumulative product of alphas of SDXL's schedule, [1000]."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    return (1 - betas).cumprod(0).float().to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one step learns from."""
+
+    latents: torch.Tensor  # [B, 4, 32, 32]
+    ids: torch.Tensor  # [B, 77]
+    ids_2: torch.Tensor  # [B, 77]
+    sizes: torch.Tensor  # [B, 6]: SDXL's time ids
+
+
+class Lessons:
+    """Latents and tokenised captions of the whole training set, in memory."""
+
+    def __init__(self, folder: Path, scenes: list[Scene], pictures: np.ndarray, device: str, seed: int) -> None:
+        self._rng, self._device = np.random.default_rng(seed + 1), device
+        chunks = (analytic_latents(as_tensor(pictures[i : i + 50], device)).half() for i in range(0, len(pictures), 50))
+        self.latents = torch.cat(list(chunks))
+        self.tokenizers = load_tokenizers(folder)
+        self.empty = [token_ids(tokenizer, [""]).to(device).long() for tokenizer in self.tokenizers]
+        self._ids = [self._tokenise(scenes) for _ in range(PARAPHRASES)]
+
+    def _tokenise(self, scenes: list[Scene]) -> list[torch.Tensor]:
+        captions = [caption(scene, self._rng) for scene in scenes]
+        return [token_ids(tokenizer, captions).to(self._device) for tokenizer in self.tokenizers]
+
+    def draw(self, count: int) -> Batch:
+        """A random batch."""
+        rng, device = self._rng, self._device
+        chosen = torch.from_numpy(rng.integers(0, len(self.latents), count)).to(device)
+        ids, ids_2 = self._ids[rng.integers(0, PARAPHRASES)]
+        # Half of the pictures claim their true size, the others any size: other sizes must not surprise the UNet.
+        sizes = np.where(rng.random((count, 1)) < 0.5, 256, rng.choice(SIZES, (count, 2)))
+        size = torch.from_numpy(sizes).to(device)
+        return Batch(
+            latents=self.latents[chosen].float(),
+            ids=ids[chosen].long(),
+            ids_2=ids_2[chosen].long(),
+            sizes=torch.cat([size, torch.zeros_like(size), size], 1).float(),
+        )
+
+
+class Learner:
+    """UNet, text encoders, their optimisers and the running average."""
+
+    def __init__(self, options: argparse.Namespace, vocabulary: int) -> None:
+        self.options, self.device = options, options.device
+        encoder, encoder_2 = build_encoders(vocabulary)
+        self.unet, self.encoder, self.encoder_2 = build_unet(PRESETS[options.preset]), encoder, encoder_2
+        self.modules = {"unet": self.unet, "text_encoder": encoder, "text_encoder_2": encoder_2}
+        for module in self.modules.values():
+            module.to(self.device).train()
+        self.unet.to(memory_format=torch.channels_last)
+        self.run_unet = torch.compile(self.unet) if options.compile else self.unet
+        matrices, others = [], []
+        for module in self.modules.values():
+            for name, param in module.named_parameters():
+                special = any(word in name for word in ("embedding", "conv_in", "conv_out"))
+                (matrices if param.ndim >= 2 and not special else others).append(param)
+        self.params = matrices + others
+        adamw = torch.optim.AdamW(others, lr=options.lr_adamw, betas=(0.9, 0.98), weight_decay=1e-3)
+        self.optimizers = [adamw, Muon(matrices, lr=options.lr)]
+        self.average = checkpoint.Average(self.modules)
+        self.signal = signal_power(self.device)
+
+    def losses(self, batch: Batch, empty: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean squared error of v for each picture, [B], and the time steps at which it was taken, [B]."""
+        latents, count = batch.latents, len(batch.latents)
+        # Stratified: every batch covers all noise levels.
+        strata = torch.arange(count, device=self.device) + torch.rand(count, device=self.device)
+        times = (strata / count * 1000).long().clamp(0, 999)
+        noise = torch.randn_like(latents)
+        power = self.signal[times].view(-1, 1, 1, 1)
+        noisy = power.sqrt() * latents + (1 - power).sqrt() * noise
+        velocity = power.sqrt() * noise - (1 - power).sqrt() * latents
+        luck = torch.rand(count, device=self.device)
+        without_words = (luck < EMPTY)[:, None]
+        without_prompt = ((luck >= EMPTY) & (luck < EMPTY + ZEROS)).float()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
+            context, pooled = encode_text(
+                self.encoder,
+                self.encoder_2,
+                torch.where(without_words, empty[0], batch.ids),
+                torch.where(without_words, empty[1], batch.ids_2),
+            )
+            made = self.run_unet(
+                noisy.contiguous(memory_format=torch.channels_last),
+                times,
+                context * (1 - without_prompt[:, None, None]),
+                added_cond_kwargs={"text_embeds": pooled * (1 - without_prompt[:, None]), "time_ids": batch.sizes},
+            ).sample
+        return F.mse_loss(made.float(), velocity, reduction="none").mean((1, 2, 3)), times
+
+    def learn(self, loss: torch.Tensor, step: int, share: float) -> None:
+        """One step of both optimisers; `share` of the time is over."""
+        fade = 1 if share < self.options.decay_from else max(0.01, (1 - share) / (1 - self.options.decay_from))
+        factor = min(1, (step + 1) / 60) * fade
+        for optimizer, rate in zip(self.optimizers, (self.options.lr_adamw, self.options.lr), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if step % 2:  # every other step, with the decay of two
+            self.average.update(min(self.options.average, (step + 2) / (step + 16)) ** 2)
+
+
+class History:
+    """Running mean loss for each quarter of the noise schedule."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        self.rows = rows  # step, minutes, mean, and the four quarters from little to much noise
+        self._sums = np.zeros((4, 2))
+
+    def add(self, losses: torch.Tensor, times: torch.Tensor) -> None:
+        """Take in one batch."""
+        values, quarters = losses.detach().cpu().numpy(), times.cpu().numpy() // 250
+        for quarter in np.unique(quarters):
+            chosen = values[quarters == quarter]
+            self._sums[quarter] = self._sums[quarter] * 0.97 + [chosen.sum(), len(chosen)]
+
+    def note(self, step: int, minutes: float) -> list[float]:
+        """Append and return a row."""
+        means = self._sums[:, 0] / np.maximum(self._sums[:, 1], 1e-9)
+        self.rows.append([step, round(minutes, 2), *(round(float(mean), 4) for mean in (means.mean(), *means))])
+        return self.rows[-1]
+
+
+def train(options: argparse.Namespace) -> list[list[float]]:
+    """Train, save to `folder`/pipeline, return the history's rows."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    folder = options.folder
+    scenes, pictures = open_scenes(folder, options.pictures, lite=options.lite, processes=options.threads)
+    if not (folder / "tokenizer_2" / "tokenizer_config.json").exists():
+        build_tokenizers(folder)
+    lessons = Lessons(folder, scenes, pictures, options.device, options.seed)
+    learner = Learner(options, len(lessons.tokenizers[0]))
+    state = folder / "unet_state.safetensors"
+    progress: dict[str, Any] = {"step": 0, "minutes": 0.0, "history": []}
+    if state.exists():
+        progress = checkpoint.load(state, learner.modules, learner.average, learner.optimizers)
+    history, step = History(progress["history"]), progress["step"]
+
+    def minutes() -> float:
+        return (time.monotonic() - start) / 60
+
+    def save() -> None:
+        now = {"step": step, "minutes": minutes(), "history": history.rows}
+        checkpoint.save(state, learner.modules, learner.average, learner.optimizers, now)
+        (folder / "losses.json").write_text(json.dumps(history.rows), encoding="utf-8")
+        averaged = {name: copy.deepcopy(module).eval() for name, module in learner.modules.items()}
+        learner.average.copy_to(averaged)
+        has_decoder = (folder / "vae" / "config.json").exists()
+        vae = AutoencoderKL.from_pretrained(folder / "vae") if has_decoder else build_vae()
+        save_pipeline(folder / "pipeline", vae=vae, tokenizer_folder=folder, **averaged)
+
+    start = time.monotonic() - progress["minutes"] * 60
+    saved = time.monotonic()
+    while (share := minutes() / options.minutes) < 1 and step < options.steps:
+        losses, times = learner.losses(lessons.draw(options.batch), lessons.empty)
+        learner.learn(losses.mean(), step, share)
+        step += 1
+        history.add(losses, times)
+        if step % 50 == 0 or step == options.steps:
+            row = history.note(step, minutes())
+            print(
+                f"step {step}, {row[1]} min, {step * options.batch} pictures seen, v-MSE {row[2]} {row[3:]}", flush=True
+            )
+        if time.monotonic() - saved > options.save_minutes * 60:
+            saved = time.monotonic()
+            save()
+    save()
+    return history.rows
+
+
+if __name__ == "__main__":
+    train(parse_options())

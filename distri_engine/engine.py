@@ -1,0 +1,263 @@
+"""The engine as a service: one loaded model that makes one picture after another, each as a stream of events that can be
+stopped after any step. Who asks, and what becomes of the events, is the launcher's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers.utils import logging as diffusers_logging
+
+from distri_engine.bands import check_bands
+from distri_engine.config import DistriConfig, check_size
+from distri_engine.errors import MeshError
+from distri_engine.mesh import Mesh, device_name, resolve_device
+from distri_engine.methods import METHODS
+from distri_engine.pipelines import load_pipeline
+from distri_engine.preview import LatentPreview
+from distri_engine.request import GenerationRequest, Scheduler
+from distri_engine.step import Phase
+from distri_engine.telemetry import EngineInfo, Event, Finished, Prepared, StepDone
+from distri_engine.unet import ParallelUNet
+from distri_engine.vae import ParallelDecoder
+
+DEMO_MODEL = Path(__file__).resolve().parents[1] / "assets" / "demo_model"
+_SCHEDULERS = {
+    Scheduler.DDIM: DDIMScheduler,
+    Scheduler.EULER: EulerDiscreteScheduler,
+    Scheduler.DPM_SOLVER: DPMSolverMultistepScheduler,
+}
+_MIB = 2**20
+
+
+class Engine:
+    """One model on one rank. `attach` it to a mesh, then call `generate` on every rank with the same arguments."""
+
+    def __init__(self, model: str, *, device: str = "auto", rank: int = 0, world_size: int = 1) -> None:
+        """Load the weights (seconds); no process group is touched. Rank 0 also loads the text encoders.
+
+        Raises ModelError for a model that cannot be opened, ValueError or MeshError for a device that cannot be had.
+        """
+        self.device = resolve_device(device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        diffusers_logging.disable_progress_bar()
+        self._pipe = load_pipeline(model, self.device, text=rank == 0, use_safetensors=True)
+        self._pipe.set_progress_bar_config(disable=True)
+        self._unet = self._pipe.unet
+        self._preview = LatentPreview.of(self._pipe.vae) if rank == 0 else None
+        self._mesh: Mesh | None = None
+        self._parallel: ParallelUNet | None = None
+        self._decoder: ParallelDecoder | None = None
+        demo = Path(model).resolve() == DEMO_MODEL
+        levels = len(self._unet.config.block_out_channels)
+        self.info = EngineInfo(
+            name="embedded demo model" if demo else model,
+            path=model,
+            demo=demo,
+            default_size=self._unet.config.sample_size * self._pipe.vae_scale_factor,
+            size_multiple=self._pipe.vae_scale_factor * 2 ** (levels - 1),
+            max_pixels=4096 * 4096 if self.device.type == "cuda" else 1024 * 1024,
+            device=device_name(self.device),
+        )
+
+    def attach(self, mesh: Mesh) -> None:
+        """Take a place in a new generation of the group."""
+        self._mesh = mesh
+        self._parallel = ParallelUNet(self._unet, DistriConfig(), mesh)
+        self._decoder = ParallelDecoder(self._pipe.vae, mesh)
+
+    def detach(self) -> None:
+        """Let go of the group: buffers are freed and messages in flight forgotten, so that peers notice."""
+        if self._parallel is not None and self._decoder is not None:
+            self._parallel.forget()
+            self._decoder.forget()
+        self._mesh = self._parallel = self._decoder = None
+
+    def check(self, request: GenerationRequest, config: DistriConfig, ranks: int) -> None:
+        """Raise ValueError, with the number, the rule and the remedy, if this model on `ranks` cannot do `request`."""
+        if request.height is None or request.width is None or request.seed is None:
+            raise ValueError("the request has no size or seed yet; call request.resolved() on rank 0 first")
+        check_size("height", request.height, self.info.size_multiple)
+        check_size("width", request.width, self.info.size_multiple)
+        if request.height * request.width > self.info.max_pixels:
+            raise ValueError(
+                f"{request.width} x {request.height} is {request.width * request.height} pixels, "
+                f"the limit here is {self.info.max_pixels}; choose a smaller size"
+            )
+        check_bands(request, config, ranks, self.info.size_multiple)
+
+    def generate(self, request: GenerationRequest, config: DistriConfig) -> Iterator[Event]:
+        """Make the pictures of a resolved `request`: yields Prepared, one StepDone a step, and Finished.
+
+        Nothing is exchanged before Prepared. Closing the iterator cancels; every rank must close it after the same step.
+        """
+        if self._mesh is None or self._parallel is None or self._decoder is None:
+            raise MeshError("the engine is not attached to a mesh; call attach() first")
+        mesh, unet = self._mesh, self._parallel
+        self.check(request, config, mesh.size)
+        method = METHODS[config.parallelism]
+        works = mesh.rank == 0 or not method.alone
+
+        start = time.perf_counter()
+        scheduler = self._scheduler(request)
+        text = self._encode(request) if mesh.rank == 0 else None
+        latents = self._noise(request)
+        unet.begin(config, guided=request.guided)
+        text_seconds = time.perf_counter() - start
+        yield self._prepared(request, config)
+
+        start = time.perf_counter()
+        if not method.alone:
+            text = mesh.broadcast(text, self._unet.dtype)
+        conditions = self._conditions(request, text) if works else {}
+        denoise_start = time.perf_counter()
+        text_seconds += denoise_start - start
+        for index, timestep in enumerate(scheduler.timesteps):
+            mesh.meter.reset()
+            start = time.perf_counter()
+            preview = None
+            if works:
+                latents, preview = self._step(request, scheduler, timestep, latents, conditions)
+            self._synchronize()
+            wall = time.perf_counter() - start
+            try:
+                yield StepDone(
+                    step=index,
+                    steps=len(scheduler.timesteps),
+                    phase=(unet.clock.step.phase if works else Phase.SYNC).value,
+                    compute_ms=1e3 * (wall - mesh.meter.wait_s) if works else 0.0,
+                    wait_ms=1e3 * mesh.meter.wait_s,
+                    sent_bytes=mesh.meter.sent_bytes,
+                    memory_mb=self._memory_mb(),
+                    latents=preview if mesh.rank == 0 else None,
+                )
+            except GeneratorExit:  # cancelled, on every rank after this step
+                unet.end()
+                raise
+        unet.end()
+        decode_start = time.perf_counter()
+        images = self._decode(latents, alone=method.alone) if works else []
+        yield Finished(
+            images=images,
+            seconds={
+                "text": text_seconds,
+                "denoise": decode_start - denoise_start,
+                "decode": time.perf_counter() - decode_start,
+            },
+        )
+
+    def preview(self, latents: torch.Tensor) -> Any:
+        """A small PIL picture of `StepDone.latents`: [images, 4, H/8, W/8] -> W/8 x H/8 pixels. Rank 0, any thread."""
+        assert self._preview is not None, "previews are made on rank 0"
+        return self._preview(latents)
+
+    # --- the flow: text, noise, step, decode
+
+    def _scheduler(self, request: GenerationRequest) -> Any:
+        scheduler = _SCHEDULERS[request.scheduler].from_config(self._pipe.scheduler.config)
+        scheduler.set_timesteps(request.steps, device=self.device)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # or each step looks its timestep up, which stops a GPU
+        self._pipe.scheduler = scheduler  # prepare_latents asks it for the noise's scale
+        return scheduler
+
+    @torch.no_grad()
+    def _encode(self, request: GenerationRequest) -> list[torch.Tensor]:
+        parts = self._pipe.encode_prompt(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt or None,
+            device=self.device,
+            num_images_per_prompt=request.images,
+            do_classifier_free_guidance=request.guided,
+        )
+        embeds, negative, pooled, negative_pooled = parts
+        if request.guided:  # unconditional first, as everywhere in diffusers
+            embeds, pooled = torch.cat([negative, embeds]), torch.cat([negative_pooled, pooled])
+        return [embeds, pooled]
+
+    def _noise(self, request: GenerationRequest) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(request.seed or 0)  # on the CPU: the same noise on any device
+        return self._pipe.prepare_latents(
+            request.images,
+            self._unet.config.in_channels,
+            request.height,
+            request.width,
+            self._unet.dtype,
+            self.device,
+            generator,
+        )
+
+    def _conditions(self, request: GenerationRequest, text: list[torch.Tensor] | None) -> dict[str, Any]:
+        assert text is not None
+        embeds, pooled = (part.to(self.device, self._unet.dtype) for part in text)
+        size = (request.height, request.width)
+        time_ids = self._pipe._get_add_time_ids(size, (0, 0), size, self._unet.dtype, int(pooled.shape[-1]))
+        return {
+            "encoder_hidden_states": embeds,
+            "added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids.to(self.device).repeat(pooled.shape[0], 1)},
+        }
+
+    @torch.no_grad()
+    def _step(
+        self,
+        request: GenerationRequest,
+        scheduler: Any,
+        timestep: torch.Tensor,
+        latents: torch.Tensor,
+        conditions: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of the sampler: latents [B, 4, H, W] -> the next ones, and the picture they are heading for."""
+        assert self._parallel is not None
+        model_input = torch.cat([latents, latents]) if request.guided else latents
+        model_input = scheduler.scale_model_input(model_input, timestep)
+        noise = self._parallel(model_input, timestep, return_dict=False, **conditions)[0]
+        if request.guided:
+            unconditional, conditional = noise.chunk(2)
+            noise = unconditional + request.guidance_scale * (conditional - unconditional)
+        result = scheduler.step(noise, timestep, latents)
+        heading = getattr(result, "pred_original_sample", None)
+        if heading is None:  # DPM-Solver++ keeps its predictions of the clean latents itself
+            heading = scheduler.model_outputs[-1]
+        return result.prev_sample.to(latents.dtype), heading
+
+    def _decode(self, latents: torch.Tensor, *, alone: bool) -> list[Any]:
+        assert self._mesh is not None and self._decoder is not None
+        decoder = ParallelDecoder(self._pipe.vae, Mesh(0, 1, self.device)) if alone else self._decoder
+        picture = decoder(latents)
+        return [] if picture is None else self._pipe.image_processor.postprocess(picture, output_type="pil")
+
+    # --- what a rank tells about itself
+
+    def _prepared(self, request: GenerationRequest, config: DistriConfig) -> Prepared:
+        assert self._mesh is not None and request.height is not None and request.width is not None
+        method = METHODS[config.parallelism]
+        if method.alone and self._mesh.rank != 0:
+            return Prepared(memory_mb=self._memory_mb(), box=None, branch="none")
+        axes = self._mesh.axes(config, guided=request.guided) if not method.alone else None
+        scale = self._pipe.vae_scale_factor
+        whole = (0, 0, request.width, request.height)
+        if axes is None:
+            return Prepared(memory_mb=self._memory_mb(), box=whole, branch="both" if request.guided else "conditional")
+        unit = self.info.size_multiple // scale
+        size = (request.height // scale, request.width // scale)
+        box = method.boxes(config, self._parallel.clock.step, size, unit, axes.patch_size)[axes.patch]  # type: ignore[union-attr]
+        branch = ("unconditional", "conditional")[axes.cfg] if axes.cfg_size == 2 else "both"
+        return Prepared(
+            memory_mb=self._memory_mb(), box=box.pixels(scale), branch=branch if request.guided else "conditional"
+        )
+
+    def _memory_mb(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device) / _MIB
+        return psutil.Process().memory_info().rss / _MIB
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

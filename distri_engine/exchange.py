@@ -1,0 +1,301 @@
+"""What the ranks of one guidance branch tell each other inside a model: typed slots (halo, gather, statistics), one per
+patched layer. Whether a value is fresh or one step old is decided here and nowhere else; layers call `slot.trade(x)` and
+compute. How payloads share messages is buckets.py's business.
+
+Life of a step. SYNC: every slot swaps its payload with its peers and waits, inside the layer. STALE: a slot first joins the
+message that was started one step earlier, hands out what it brought, and posts its own payload; `comm_checkpoint` posted
+payloads leave together, asynchronously, while the layers go on computing (DistriFusion, section 4.1 and figure 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+
+from distri_engine.bands import Box
+from distri_engine.buckets import Bucket, Parcel, pack
+from distri_engine.config import DistriConfig, SyncMode
+from distri_engine.mesh import Axes, Mesh, Pending
+from distri_engine.step import Phase, StepClock
+
+
+class Slot:
+    """One layer's line to its peers: what this rank sends, and what arrived last."""
+
+    fresh_in: frozenset[SyncMode]  # modes that wait for fresh values at every step
+    silent_in: frozenset[SyncMode] = frozenset()  # modes that ignore the peers after warm-up
+    to_everybody = True  # whether all peers get the same payload
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.received: dict[int, torch.Tensor] = {}  # patch index of the peer -> its payload, on the wire's device
+        self.bucket: Bucket | None = None  # the message that this slot's payload shares in stale steps
+
+    @property
+    def alone(self) -> bool:
+        """Whether this rank owns the whole picture, so that there is nobody to trade with."""
+        return self.exchange.patches == 1
+
+    def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
+        """What of `payload` goes to whom: (patch indices, tensor) pairs."""
+        raise NotImplementedError("a slot says what it sends")
+
+    def incoming(self, payload: torch.Tensor) -> dict[int, tuple[int, ...]]:
+        """Patch indices of the peers that send to this rank, and the shape of what they send."""
+        raise NotImplementedError("a slot says what it receives")
+
+    def update(self, payload: torch.Tensor) -> bool:
+        """Bring `received` to the state that this step's layer must see; False if the peers are to be ignored."""
+        exchange, mode = self.exchange, self.exchange.config.mode
+        if exchange.clock.step.phase is Phase.SYNC or mode in self.fresh_in:
+            self._swap_now(payload)
+            return True
+        if mode in self.silent_in:
+            return False
+        if mode is not SyncMode.NO_SYNC:  # which leaves `received` frozen as the last synchronous step left it
+            exchange.post(self, payload)
+        return True
+
+    def _swap_now(self, payload: torch.Tensor) -> None:
+        exchange = self.exchange
+        exchange.note(self, payload)
+        shapes = self.incoming(payload)
+        held = {peer: (tuple(tensor.shape), tensor.dtype) for peer, tensor in self.received.items()}
+        if held != {peer: (shape, payload.dtype) for peer, shape in shapes.items()}:
+            exchange.drop_buckets()  # the old buffers may be views into them
+            self.received = {peer: exchange.empty(shape, payload.dtype) for peer, shape in shapes.items()}
+        sends: dict[int, torch.Tensor] = {}
+        for peers, tensor in self.outgoing(payload):
+            sends |= dict.fromkeys(peers, tensor.to(exchange.mesh.wire_device).contiguous())
+        exchange.swap(sends, self.received).wait()
+
+    def arrived(self, peer: int, like: torch.Tensor) -> torch.Tensor:
+        """The last payload of `peer`, on the device of `like`."""
+        return self.received[peer].to(like.device)
+
+
+class HaloSlot(Slot):
+    """Rows next to this rank's band, from its neighbours only."""
+
+    fresh_in = frozenset({SyncMode.FULL_SYNC})
+    to_everybody = False
+
+    def __init__(self, exchange: Exchange, above: int, below: int) -> None:
+        super().__init__(exchange)
+        self.above = above  # rows needed from the band above
+        self.below = below  # rows needed from the band below
+
+    def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
+        me, last, rows = self.exchange.patch, self.exchange.patches - 1, payload.shape[2]
+        messages: list[tuple[tuple[int, ...], torch.Tensor]] = []
+        if me > 0 and self.below:
+            messages.append(((me - 1,), payload[:, :, : self.below]))
+        if me < last and self.above:
+            messages.append(((me + 1,), payload[:, :, rows - self.above :]))
+        return messages
+
+    def incoming(self, payload: torch.Tensor) -> dict[int, tuple[int, ...]]:
+        batch, channels, _, width = payload.shape
+        me, last = self.exchange.patch, self.exchange.patches - 1
+        needed = {me - 1: self.above, me + 1: self.below}
+        return {peer: (batch, channels, rows, width) for peer, rows in needed.items() if rows and 0 <= peer <= last}
+
+    def trade(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """x: [B, C, rows, W] -> the rows above [B, C, above, W] and below; None at the picture's edge."""
+        if self.alone:
+            return None, None
+        self.update(x)
+        me = self.exchange.patch
+        above = self.arrived(me - 1, x) if me - 1 in self.received else None
+        below = self.arrived(me + 1, x) if me + 1 in self.received else None
+        return above, below
+
+
+class GatherSlot(Slot):
+    """Keys or values of the whole picture, own rows always fresh."""
+
+    fresh_in = frozenset({SyncMode.FULL_SYNC})
+
+    def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
+        return [(self.exchange.peers, payload)]
+
+    def incoming(self, payload: torch.Tensor) -> dict[int, tuple[int, ...]]:
+        batch, tokens, channels = payload.shape
+        rows, own_rows = self.exchange.rows, self.exchange.rows[self.exchange.patch]
+        return {peer: (batch, tokens * rows[peer] // own_rows, channels) for peer in self.exchange.peers}
+
+    def trade(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [B, own tokens, C] -> [B, all tokens, C] in row order."""
+        if self.alone:
+            return x
+        self.update(x)
+        exchange = self.exchange
+        return torch.cat([x if p == exchange.patch else self.arrived(p, x) for p in range(exchange.patches)], dim=1)
+
+
+class StatsSlot(Slot):
+    """GroupNorm moments of the whole picture, combined as the mode says (DistriFusion, section 4.2)."""
+
+    fresh_in = frozenset({SyncMode.FULL_SYNC, SyncMode.SYNC_GN})
+    silent_in = frozenset({SyncMode.SEPARATE_GN, SyncMode.NO_SYNC})
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(exchange)
+        self._own: torch.Tensor | None = None  # own moments of the previous step
+
+    def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
+        return [(self.exchange.peers, payload)]
+
+    def incoming(self, payload: torch.Tensor) -> dict[int, tuple[int, ...]]:
+        return dict.fromkeys(self.exchange.peers, tuple(payload.shape))
+
+    def trade(self, moments: torch.Tensor) -> torch.Tensor | None:
+        """moments: [2, B, groups], own mean(x) and mean(x^2) -> the moments to normalise by; None: use the own slice's.
+
+        Weighted by rows where bands are uneven.
+        """
+        exchange = self.exchange
+        previous, self._own = self._own, moments
+        if self.alone or not self.update(moments):
+            return None
+        stale = exchange.clock.step.phase is Phase.STALE
+        if stale and exchange.config.mode is SyncMode.CORRECTED_ASYNC_GN:
+            assert previous is not None, "the first step of a picture is synchronous"
+            return self._average(previous) + (moments - previous)
+        return self._average(moments)
+
+    def _average(self, own: torch.Tensor) -> torch.Tensor:
+        exchange = self.exchange
+        total = own * exchange.weights[exchange.patch]
+        for peer in exchange.peers:
+            total = total + self.arrived(peer, own) * exchange.weights[peer]
+        return total
+
+
+AnySlot = TypeVar("AnySlot", bound=Slot)
+
+
+class Exchange:
+    """All slots of one model on one mesh."""
+
+    def __init__(self, mesh: Mesh, clock: StepClock) -> None:
+        self.mesh = mesh
+        self.clock = clock
+        self.config = DistriConfig()
+        self.axes = Axes(rank=0, cfg_size=1, patch_size=1)
+        self.box = Box(0, 0, 0, 0)  # this rank's band
+        self.rows: tuple[int, ...] = (1,)  # rows of every band
+        self.weights: tuple[float, ...] = (1.0,)  # share of every band
+        self._slots: list[Slot] = []
+        self._parcels: list[Parcel] = []  # what a synchronous step sent, in order: the plan of the stale steps' messages
+        self._buckets: list[Bucket] = []
+        self._full: Bucket | None = None  # a bucket that waits for the next layer before it leaves
+
+    def halo(self, above: int, below: int) -> HaloSlot:
+        """A slot for `above` and `below` neighbouring rows."""
+        return self._add(HaloSlot(self, above, below))
+
+    def gather(self) -> GatherSlot:
+        """A slot for keys or values."""
+        return self._add(GatherSlot(self))
+
+    def stats(self) -> StatsSlot:
+        """A slot for GroupNorm moments."""
+        return self._add(StatsSlot(self))
+
+    def _add(self, slot: AnySlot) -> AnySlot:
+        self._slots.append(slot)
+        return slot
+
+    @property
+    def patch(self) -> int:
+        """Index of this rank on the patch axis."""
+        return self.axes.patch
+
+    @property
+    def patches(self) -> int:
+        """Length of the patch axis."""
+        return self.axes.patch_size
+
+    @property
+    def peers(self) -> tuple[int, ...]:
+        """The other patch indices of this guidance branch."""
+        return tuple(patch for patch in range(self.patches) if patch != self.patch)
+
+    def begin(self, config: DistriConfig, axes: Axes, boxes: Sequence[Box]) -> None:
+        """A new picture, cut into `boxes`, one a patch index. Buffers of the previous one serve again if they fit."""
+        self.drain()
+        if axes != self.axes or tuple(box.rows for box in boxes) != self.rows:
+            self.forget()
+        self.config, self.axes = config, axes
+        self.box = boxes[self.patch]
+        self.rows = tuple(box.rows for box in boxes)
+        self.weights = tuple(rows / sum(self.rows) for rows in self.rows)
+
+    def start_step(self) -> None:
+        """Before the first layer of a step."""
+        if self.clock.step.phase is Phase.SYNC:
+            self._parcels = []
+        elif self._parcels:
+            self._lay_out()
+
+    def finish_step(self) -> None:
+        """After the last layer: a message that is still waiting leaves now and travels while the scheduler works."""
+        self._launch_full()
+
+    def drain(self) -> None:
+        """Wait for all messages in flight, so that no buffer is written behind our back. Every rank must get here."""
+        self._launch_full()
+        for bucket in self._buckets:
+            bucket.join()
+
+    def forget(self) -> None:
+        """Free all buffers: the next picture has another shape, or the mesh is gone."""
+        self._buckets, self._parcels, self._full = [], [], None
+        for slot in self._slots:
+            slot.received, slot.bucket = {}, None
+
+    def drop_buckets(self) -> None:
+        """The messages of stale steps no longer fit the slots; the next stale step lays them out anew."""
+        self._buckets = []
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised buffer where messages are made."""
+        return torch.empty(shape, dtype=dtype, device=self.mesh.wire_device)
+
+    def swap(self, sends: dict[int, torch.Tensor], receives: dict[int, torch.Tensor]) -> Pending:
+        """`Mesh.swap` with patch indices of this guidance branch in place of ranks."""
+        axes = self.axes
+        return self.mesh.swap(
+            {axes.rank_at(axes.cfg, peer): tensor for peer, tensor in sends.items()},
+            {axes.rank_at(axes.cfg, peer): tensor for peer, tensor in receives.items()},
+        )
+
+    def note(self, slot: Slot, payload: torch.Tensor) -> None:
+        """Remember in a synchronous step what `slot` will send in stale ones."""
+        if self.clock.step.phase is Phase.SYNC and self.config.mode not in slot.fresh_in | slot.silent_in:
+            self._parcels.append(Parcel.of(slot, payload))
+
+    def post(self, slot: Slot, payload: torch.Tensor) -> None:
+        """Join the message that brought `slot.received`, and put `payload` into the next one."""
+        self._launch_full()
+        assert slot.bucket is not None, "a slot trades in synchronous steps first"
+        slot.bucket.join()
+        if slot.bucket.put(slot, payload):
+            # Not before the next layer asks: the layer that filled the bucket is about to read what the previous
+            # message brought, and the new one arrives in the same place.
+            self._full = slot.bucket
+
+    def _launch_full(self) -> None:
+        if self._full is not None:
+            self._full.launch(self.swap)
+            self._full = None
+
+    def _lay_out(self) -> None:
+        """Share out the noted parcels to messages of `comm_checkpoint`; the old buffers stay if they fit."""
+        groups = pack(self._parcels, self.config.comm_checkpoint)
+        self._parcels = []
+        if [bucket.parcels for bucket in self._buckets] != groups:
+            self._buckets = [Bucket(parcels, self.empty) for parcels in groups]

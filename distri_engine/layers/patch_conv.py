@@ -1,0 +1,57 @@
+"""Convolutions on a band of rows. What lies beyond the band comes from a halo slot, zeros at the picture's edge."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from distri_engine.exchange import Exchange, HaloSlot
+
+
+def halo_rows(conv: nn.Conv2d) -> tuple[int, int]:
+    """Rows that `conv` needs above and below a band whose height is a multiple of its stride."""
+    span = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
+    above = int(conv.padding[0])
+    return above, max(0, span - conv.stride[0] - above)
+
+
+class PatchConv2d:
+    """A convolution of kernel > 1 on this rank's rows (DistriFusion, section 4.1)."""
+
+    def __init__(self, conv: nn.Conv2d, slot: HaloSlot) -> None:
+        self.conv = conv
+        self.slot = slot
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [B, C, rows, W] -> [B, C_out, rows / stride, W / stride]."""
+        if self.slot.alone:
+            return F.conv2d(
+                x, self.conv.weight, self.conv.bias, self.conv.stride, self.conv.padding, self.conv.dilation, self.conv.groups
+            )
+        above, below = self.slot.trade(x)
+        rows_above = x.new_zeros(x.shape[0], x.shape[1], self.slot.above, x.shape[3]) if above is None else above
+        rows_below = x.new_zeros(x.shape[0], x.shape[1], self.slot.below, x.shape[3]) if below is None else below
+        return convolve_rows(self.conv, torch.cat([rows_above, x, rows_below], dim=2))
+
+
+class SlicedConv2d:
+    """The first convolution: every rank has the whole latents, so each computes its own rows and nothing is exchanged."""
+
+    def __init__(self, conv: nn.Conv2d, exchange: Exchange) -> None:
+        self.conv = conv
+        self.exchange = exchange
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [B, C, H, W], the whole picture -> [B, C_out, own rows, W]."""
+        above, below = halo_rows(self.conv)
+        box = self.exchange.box
+        top, bottom = max(0, box.top - above), min(x.shape[2], box.bottom + below)
+        edges = [0, 0, above - (box.top - top), below - (bottom - box.bottom)]
+        return convolve_rows(self.conv, F.pad(x[:, :, top:bottom], edges))
+
+
+def convolve_rows(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """`conv` over rows that already carry their vertical padding."""
+    padding = (0, int(conv.padding[1]))
+    return F.conv2d(x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)

@@ -1,0 +1,149 @@
+"""Which module becomes which patched layer: rules as data, applied once to a tree of modules that shares every weight with
+the model it was made from. How a patched layer computes stands in layers/.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from distri_engine.errors import ModelError
+from distri_engine.exchange import Exchange
+from distri_engine.layers.patch_attention import GatheredProjection, TextProjection
+from distri_engine.layers.patch_conv import PatchConv2d, SlicedConv2d, halo_rows
+from distri_engine.layers.patch_norm import PatchGroupNorm
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module where it stands."""
+
+    path: str
+    name: str  # last part of the path
+    module: nn.Module
+    parent: nn.Module
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A kind of layer: where it applies, and what its forward becomes."""
+
+    name: str
+    matches: Callable[[Site], bool]
+    patch: Callable[[Site, Exchange], Forward]
+
+
+@dataclass
+class PlanReport:
+    """What `apply_plan` did: the paths that each rule took, in the model's order."""
+
+    paths: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many modules each rule took."""
+        return {name: len(paths) for name, paths in self.paths.items()}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self.counts.items())
+
+
+def _is_spatial_conv(site: Site) -> bool:
+    return isinstance(site.module, nn.Conv2d) and max(site.module.kernel_size) > 1
+
+
+def _is_projection(site: Site, *, of_text: bool) -> bool:
+    if site.name not in ("to_k", "to_v") or not isinstance(site.parent, Attention):
+        return False
+    return bool(site.parent.is_cross_attention) == of_text
+
+
+def _patch_conv(site: Site, exchange: Exchange) -> Forward:
+    conv = site.module
+    assert isinstance(conv, nn.Conv2d)
+    above, below = halo_rows(conv)
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or (conv.stride[0] > 1 and not above):
+        raise ModelError(
+            f"{site.path} cannot run on a band of rows: it pads outside the convolution (padding {conv.padding}, "
+            f"mode {conv.padding_mode}, stride {conv.stride}); use parallelism single or naive_patch for this model"
+        )
+    return PatchConv2d(conv, exchange.halo(above, below))
+
+
+def _patch_norm(site: Site, exchange: Exchange) -> Forward:
+    assert isinstance(site.module, nn.GroupNorm)
+    return PatchGroupNorm(site.module, exchange.stats())
+
+
+def _slice_conv(site: Site, exchange: Exchange) -> Forward:
+    assert isinstance(site.module, nn.Conv2d)
+    return SlicedConv2d(site.module, exchange)
+
+
+# The first rule that matches takes the module.
+DISPLACED_RULES: tuple[Rule, ...] = (
+    Rule("sliced convolution", lambda site: site.path == "conv_in", _slice_conv),
+    Rule("convolution", _is_spatial_conv, _patch_conv),
+    Rule("group norm", lambda site: isinstance(site.module, nn.GroupNorm), _patch_norm),
+    Rule(
+        "self-attention projection",
+        lambda site: _is_projection(site, of_text=False),
+        lambda site, exchange: GatheredProjection(site.module.forward, exchange.gather()),
+    ),
+    Rule(
+        "text projection",
+        lambda site: _is_projection(site, of_text=True),
+        lambda site, exchange: TextProjection(site.module.forward, exchange.clock),
+    ),
+)
+
+
+def apply_plan(tree: nn.Module, rules: Sequence[Rule], exchange: Exchange) -> PlanReport:
+    """Patch every module of `tree` that a rule matches, in place; make `tree` with `share` first.
+
+    Raises ModelError for a layer that has no form on a band of rows.
+    """
+    report = PlanReport({rule.name: [] for rule in rules})
+    parents = {"": tree}
+    for path, module in tree.named_modules():
+        parents[path] = module
+        head, _, name = path.rpartition(".")
+        site = Site(path=path, name=name, module=module, parent=parents[head])
+        for rule in rules:
+            if rule.matches(site):
+                # On the instance, so that names, weights and whatever wraps the module stay as they are.
+                module.forward = rule.patch(site, exchange)
+                report.paths[rule.name].append(path)
+                break
+    return report
+
+
+def share(module: nn.Module) -> nn.Module:
+    """A second tree of modules over the same weights: module objects are new, everything they hold is the same object.
+
+    Adapters that change weights, scales or switches of the first tree are therefore seen by the second.
+    """
+    return _share(module, {})
+
+
+def _share(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    if id(module) in made:
+        return made[id(module)]
+    twin = copy.copy(module)
+    made[id(module)] = twin
+    twin.__dict__["_modules"] = {
+        name: None if child is None else _share(child, made) for name, child in module._modules.items()
+    }
+    return twin
+
+
+def structure(module: nn.Module) -> tuple[int, ...]:
+    """Changes when modules are added or replaced, as adapters do; then trees made of `module` are out of date."""
+    return tuple(id(part) for part in module.modules())

@@ -1,0 +1,47 @@
+"""The engine's only notion of time: which step of which picture runs, and whether it is synchronous. One writer
+(ParallelUNet), no counters in layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Phase(Enum):
+    """What a step does with its peers' activations (DistriFusion, section 4.1)."""
+
+    SYNC = "sync"  # warm-up: waits for the peers' fresh activations in every layer
+    STALE = "stale"  # displaced: uses the peers' activations of the previous step
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step."""
+
+    index: int
+    phase: Phase
+
+
+class StepClock:
+    """Counts the UNet evaluations of one picture: steps 0..warmup_steps are SYNC, the rest STALE."""
+
+    def __init__(self) -> None:
+        self.picture = 0  # how many pictures have begun; caches that live for one picture compare it
+        self._next = 0
+        self._warmup_steps: int | None = None
+        self.step = Step(0, Phase.SYNC)
+
+    def begin(self, warmup_steps: int | None) -> None:
+        """Rewind: the next `tick` is step 0 of a new picture. None: no step of it is ever stale."""
+        self.picture += 1
+        self._next = 0
+        self._warmup_steps = warmup_steps
+
+    def tick(self) -> Step:
+        """Enter the next step and return it."""
+        warm = self._warmup_steps is None or self._next <= self._warmup_steps
+        phase = Phase.SYNC if warm else Phase.STALE
+        self.step = Step(self._next, phase)
+        self._next += 1
+        return self.step

@@ -1,0 +1,199 @@
+"""ParallelUNet: a diffusers UNet that makes its prediction on all ranks of a mesh together. Its `forward` is the
+architecture of this engine in five verbs: take, cut, run, assemble, join.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import nn
+
+from distri_engine.bands import Box
+from distri_engine.config import DistriConfig, SyncMode
+from distri_engine.errors import UnsupportedError
+from distri_engine.exchange import Exchange
+from distri_engine.mesh import Axes, Mesh
+from distri_engine.methods import METHODS
+from distri_engine.plan import PlanReport, apply_plan, share, structure
+from distri_engine.step import StepClock
+
+_WHOLE_PICTURE_ARGUMENTS = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+
+
+class ParallelUNet(nn.Module):
+    """Wraps a `UNet2DConditionModel`: same arguments, same result, full size, on every rank.
+
+    The wrapped model stays as it was and keeps its parameter names; every attribute that is not found here is its own.
+    Methods that patch layers run a second tree of modules over the same weights.
+    """
+
+    def __init__(self, unet: nn.Module, config: DistriConfig, mesh: Mesh) -> None:
+        super().__init__()
+        self.unet = unet
+        self.mesh = mesh
+        self.unit = 2 ** (len(unet.config.block_out_channels) - 1)  # latent rows
+        self.clock = StepClock()
+        self.report = PlanReport()
+        self._trees: dict[tuple[Any, ...], nn.Module] = {}
+        self._structure: tuple[int, ...] = ()
+        self._exchange = Exchange(mesh, self.clock)
+        self.begin(config)
+
+    def begin(self, config: DistriConfig | None = None, *, guided: bool | None = None) -> None:
+        """Start of a picture: rewinds the clock. Size, method and mode may differ from the last picture's.
+
+        `guided` says whether the batch holds both guidance branches, unconditional first; default: as configured.
+        """
+        self.parallel_config = config or self.parallel_config
+        self.method = METHODS[self.parallel_config.parallelism]
+        self.axes: Axes = self.mesh.axes(
+            self.parallel_config, guided=self.parallel_config.do_classifier_free_guidance if guided is None else guided
+        )
+        self._size: tuple[int, ...] | None = None  # of the latents, known at the first step
+        always_fresh = not self.method.rules or self.parallel_config.mode is SyncMode.FULL_SYNC
+        self.clock.begin(None if always_fresh else self.parallel_config.warmup_steps)
+
+    def end(self) -> None:
+        """End of a picture: waits for messages still in flight. Every rank must get here after the same step."""
+        self._exchange.drain()
+
+    def forget(self) -> None:
+        """Free the exchange's buffers and let go of every message: the mesh is gone."""
+        self._exchange.forget()
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        return_dict: bool = True,
+        **conditions: Any,
+    ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
+        """sample: [B, 4, H, W] latents -> `.sample`: [B, 4, H, W] noise prediction, the same on every rank.
+
+        Raises ValueError if the latents do not fit the mesh, and UnsupportedError for inputs that have no form on bands.
+        """
+        boxes = self._start_step(sample, conditions)
+        sample, timestep, encoder_hidden_states, conditions = self._take(  # this rank's guidance branch
+            sample, timestep, encoder_hidden_states, conditions
+        )
+        box = boxes[self.axes.patch]
+        patch = self.method.feed(sample, box)  # cut
+        output = self._tree()(patch, timestep, encoder_hidden_states, return_dict=False, **conditions)[0]  # run
+        self._exchange.finish_step()
+        pieces = self._assemble(output, boxes)  # every rank's patch
+        picture = self._join(pieces, boxes)  # both branches
+        return UNet2DConditionOutput(sample=picture) if return_dict else (picture,)
+
+    # --- the five verbs
+
+    def _start_step(self, sample: torch.Tensor, conditions: Mapping[str, Any]) -> tuple[Box, ...]:
+        step = self.clock.tick()
+        size = (int(sample.shape[2]), int(sample.shape[3]))
+        for length, side in zip(size, ("rows", "columns"), strict=True):
+            if length % self.unit:
+                raise ValueError(f"{length} latent {side} are not a multiple of {self.unit}, the unit of this UNet")
+        if self.axes.cfg_size == 2 and sample.shape[0] % 2:
+            raise ValueError(
+                f"a batch of {sample.shape[0]} cannot be halved between the guidance branches; "
+                "pass split_batch=False, or do_classifier_free_guidance=False"
+            )
+        if not self.method.alone:
+            for name in _WHOLE_PICTURE_ARGUMENTS:
+                if conditions.get(name) is not None:
+                    raise UnsupportedError(f"{name} (ControlNet, T2I-Adapter) cannot be cut into patches; use parallelism single")
+        boxes = self.method.boxes(self.parallel_config, step, size, self.unit, self.axes.patch_size)
+        if self._size is None:
+            self._size = tuple(sample.shape)
+            self._exchange.begin(self.parallel_config, self.axes, boxes)
+        elif self._size != tuple(sample.shape):
+            raise ValueError(f"latents changed from {self._size} to {tuple(sample.shape)} within a picture; call begin() first")
+        self._exchange.start_step()
+        return boxes
+
+    def _take(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        conditions: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor | float | int, torch.Tensor, dict[str, Any]]:
+        if self.axes.cfg_size == 1 or self.method.alone:
+            return sample, timestep, encoder_hidden_states, conditions
+        batch = sample.shape[0]
+
+        def half(value: Any) -> Any:
+            if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == batch:
+                return value.chunk(2)[self.axes.cfg]
+            return {key: half(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+        return half(sample), half(timestep), half(encoder_hidden_states), half(conditions)
+
+    def _assemble(self, output: torch.Tensor, boxes: tuple[Box, ...]) -> dict[int, torch.Tensor]:
+        """output: [b, C, rows, columns] of this rank -> the outputs of all ranks, by rank."""
+        if self.method.alone or self.mesh.size == 1:
+            return {self.mesh.rank: output}
+        mine = output.to(self.mesh.wire_device).contiguous()
+        peers = [rank for rank in range(self.mesh.size) if rank != self.mesh.rank]
+        pieces = {
+            rank: mine.new_empty(*output.shape[:2], boxes[rank % len(boxes)].rows, boxes[rank % len(boxes)].cols) for rank in peers
+        }
+        self.mesh.swap(dict.fromkeys(peers, mine), pieces).wait()
+        pieces[self.mesh.rank] = output
+        return pieces
+
+    def _join(self, pieces: dict[int, torch.Tensor], boxes: tuple[Box, ...]) -> torch.Tensor:
+        if len(pieces) == 1:
+            return next(iter(pieces.values()))
+        mine = pieces[self.mesh.rank]
+        bottom, right = max(box.bottom for box in boxes), max(box.right for box in boxes)
+        picture = mine.new_empty(self.axes.cfg_size, *mine.shape[:2], bottom, right)
+        for rank, piece in pieces.items():
+            branch, patch = divmod(rank, self.axes.patch_size)
+            box = boxes[patch]
+            picture[branch, :, :, box.top : box.bottom, box.left : box.right] = piece.to(mine.device)
+        return picture.flatten(0, 1)
+
+    # --- the trees of modules
+
+    def _tree(self) -> nn.Module:
+        if not self.method.rules:
+            return self.unet
+        current = structure(self.unet)
+        if current != self._structure:
+            self._trees.clear()
+            self._structure = current
+        if self.method.rules not in self._trees:
+            tree = share(self.unet)
+            self.report = apply_plan(tree, self.method.rules, self._exchange)
+            if self.parallel_config.verbose and self.mesh.rank == 0:
+                print(f"plan: {self.report}")
+            self._trees[self.method.rules] = tree
+        return self._trees[self.method.rules]
+
+    # --- a diffusers model for everybody else
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("unet"), name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The wrapped model's, with diffusers' own names."""
+        return self.unet.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Into the wrapped model, and so into every method's tree."""
+        return self.unet.load_state_dict(*args, **kwargs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The wrapped model's, with diffusers' own names."""
+        return self.unet.named_parameters(*args, **kwargs)

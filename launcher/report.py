@@ -1,0 +1,63 @@
+"""The report of one picture, for `generate --report`, the page and its API: one shape, whoever made the picture.
+Gathering the figures is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFigures:
+    """What one rank measured in one step."""
+
+    phase: str  # "sync" or "stale"
+    compute_ms: float
+    wait_ms: float
+    sent_bytes: int
+
+
+def make_report(
+    *,
+    request: Mapping[str, Any],
+    config: Mapping[str, Any],
+    model: str,
+    device: str,
+    threads_per_rank: int,
+    startup_seconds: float,
+    seconds: Mapping[str, float],
+    steps: Sequence[Sequence[StepFigures]],  # [step][rank]
+    memory_mb: Sequence[float],
+    image: str | None,
+) -> dict[str, Any]:
+    """A dict that is JSON as it stands. Seconds exclude process start and model load, which are `startup_seconds`."""
+    parts = {name: round(float(seconds.get(name, 0.0)), 6) for name in ("text", "denoise", "decode", "save")}
+    return {
+        "request": dict(request),
+        "config": dict(config),
+        "model": model,
+        "device": device,
+        "ranks": len(memory_mb),
+        "threads_per_rank": threads_per_rank,
+        "startup_seconds": round(startup_seconds, 3),
+        "seconds": {**parts, "total": round(sum(parts.values()), 6)},
+        "steps": [
+            {
+                "step": index,
+                "phase": ranks[0].phase,
+                "ranks": [
+                    {
+                        "compute_ms": round(one.compute_ms, 3),
+                        "wait_ms": round(one.wait_ms, 3),
+                        "sent_bytes": one.sent_bytes,
+                    }
+                    for one in ranks
+                ],
+            }
+            for index, ranks in enumerate(steps)
+        ],
+        "memory_mb": [round(memory, 1) for memory in memory_mb],
+        "image": image,
+    }

@@ -1,0 +1,63 @@
+"""The lanes: what every rank does at this moment, bar by bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.schema import Lane, Status, Update
+from launcher.web.names import amount, method_name, milliseconds
+
+TITLE = "Live per-device latency"
+
+
+def resting(status: Status) -> dict[str, Any]:
+    """The lanes of a group that sleeps."""
+    rows = [
+        {"rank": rank, "name": _name(rank, status.device), "state": "rest", "status": "sleeping"}
+        for rank in range(status.ranks)
+    ]
+    return {"title": TITLE, "lanes": rows, "foot": "Devices sleep between pictures."}
+
+
+def live(update: Update) -> dict[str, Any]:
+    """The lanes of a running or finished picture."""
+    slowest = max((lane.median_ms for lane in update.lanes if lane.branch != "none"), default=0.0)
+    return {
+        "title": TITLE,
+        "method": method_name(str(update.config.get("parallelism", "patch"))),
+        "lanes": [_lane(lane, update) for lane in update.lanes],
+        "steps": update.steps,
+        "phases": update.phases,
+        "foot": f"Slowest device sets the pace: {milliseconds(slowest)} ms" if slowest else "",
+    }
+
+
+def _lane(lane: Lane, update: Update) -> dict[str, Any]:
+    row: dict[str, Any] = {"rank": lane.rank, "name": _name(lane.rank, lane.device), "part": _part(lane)}
+    if lane.branch == "none":
+        return row | {"state": "rest", "status": "sleeping", "part": "not used by this method"}
+    running = update.state in ("running", "decoding", "starting")
+    wait = sum(wait for _, wait in lane.history)
+    whole = sum(compute + wait for compute, wait in lane.history)
+    return row | {
+        "state": "run" if running else update.state,
+        "ms": milliseconds(lane.median_ms) if lane.history else "–",
+        "status": f"step {lane.step} / {update.steps}" if running else update.state,
+        "wait": f"waiting {100 * wait / whole:.0f} %" if whole else "",
+        "sent": f"{amount(lane.sent_bytes)}/step" if lane.history else "",
+        "memory": f"{lane.memory_mb:.0f} MiB" if lane.memory_mb else "",
+        "bars": [[round(compute, 2), round(wait, 2)] for compute, wait in lane.history],
+    }
+
+
+def _name(rank: int, device: str) -> str:
+    return f"CPU rank {rank}" if device == "CPU" else f"GPU {rank}"
+
+
+def _part(lane: Lane) -> str:
+    branch = {"conditional": "with prompt", "unconditional": "without prompt"}.get(lane.branch, "")
+    if lane.box is None:
+        return branch
+    left, top, right, bottom = lane.box
+    where = f"columns {left}–{right}" if top == 0 and left > 0 else f"rows {top}–{bottom}"
+    return " · ".join(part for part in (where, branch) if part)

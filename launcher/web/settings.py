@@ -1,0 +1,166 @@
+"""The controls: their defaults, the picture sizes they offer, what a link carries, and the way from their values to
+requests and configs and back. Reading and writing the components is app.py's business.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distri_engine.bands import check_bands
+from distri_engine.config import DistriConfig, Parallelism, SplitScheme, SyncMode
+from distri_engine.request import MAX_SEED, GenerationRequest, Scheduler
+from launcher.schema import ModelInfo, Status
+
+RUNS = {"DistriFusion": (), "+ Naive": ("naive_patch",), "+ Naive + 1 device": ("naive_patch", "single")}
+METHODS = (Parallelism.PATCH, Parallelism.NAIVE_PATCH, Parallelism.SINGLE)
+SPLIT_BATCH = {"auto": None, "on": True, "off": False}
+
+DEFAULTS: dict[str, Any] = {
+    "prompt": "",
+    "negative_prompt": "",
+    "run": "+ Naive + 1 device",
+    "width": None,  # the model's own
+    "height": None,
+    "steps": 30,
+    "guidance_scale": 5.0,
+    "seed": None,
+    "random_seed": True,
+    "scheduler": Scheduler.DDIM.value,
+    "parallelism": Parallelism.PATCH.value,
+    "mode": SyncMode.CORRECTED_ASYNC_GN.value,
+    "warmup_steps": 4,
+    "split_scheme": SplitScheme.ROW.value,
+    "split_batch": "auto",
+}
+WHOLE_NUMBERS = ("width", "height", "steps", "seed", "warmup_steps")
+CHOICES = {
+    "run": tuple(RUNS),
+    "scheduler": tuple(member.value for member in Scheduler),
+    "parallelism": tuple(method.value for method in METHODS),
+    "mode": tuple(member.value for member in SyncMode),
+    "split_scheme": tuple(member.value for member in SplitScheme),
+    "split_batch": tuple(SPLIT_BATCH),
+}
+
+RATIOS = {"1:1": 1.0, "4:3": 4 / 3, "3:2": 3 / 2, "16:9": 16 / 9, "3:4": 3 / 4, "9:16": 9 / 16}
+# The sizes that SDXL was trained on (Podell et al. 2023, appendix I), (width, height).
+SDXL_SIZES = {"4:3": (1152, 896), "3:2": (1216, 832), "16:9": (1344, 768), "3:4": (896, 1152), "9:16": (768, 1344)}
+
+EXAMPLES = {
+    True: {  # the embedded model's world
+        "Red house, snow": "a red house with a blue roof in a snowy field on a clear day",
+        "Sailboat at sunset": "a yellow sailboat on the sea at sunset with an orange sun",
+        "Lighthouse, night": "a white lighthouse on green hills under a starry night sky",
+        "Moon over mountains": "a white moon over purple mountains at night",
+    },
+    False: {
+        "Lighthouse": "a lighthouse on a basalt cliff at sunset, long exposure",
+        "Aurora village": "a snowy mountain village under the aurora, warm windows",
+        "Misty harbour": "fishing boats in a misty harbour at dawn, oil painting",
+        "Floating islands": "floating islands with waterfalls above a sea of clouds, concept art",
+    },
+}
+
+
+def examples(model: ModelInfo) -> list[dict[str, str]]:
+    """Prompts that the loaded model can draw."""
+    return [{"label": label, "prompt": prompt} for label, prompt in EXAMPLES[model.demo].items()]
+
+
+def size_of(ratio: str, model: ModelInfo) -> tuple[int, int]:
+    """Width and height of about the model's own area, in its multiples, nearest to an aspect ratio."""
+    side, multiple = model.default_size, model.size_multiple
+    if side == 1024 and ratio in SDXL_SIZES:
+        return SDXL_SIZES[ratio]
+    wanted = RATIOS[ratio]
+    sides = range(multiple, 2 * side + 1, multiple)
+    fits = [(width, height) for width in sides for height in sides if 0.8 <= width * height / side**2 <= 1.1]
+    return min(fits, key=lambda size: (abs(size[0] / size[1] / wanted - 1), abs(size[0] * size[1] - side**2)))
+
+
+def ratio_of(width: int | None, height: int | None, model: ModelInfo) -> str | None:
+    """The aspect ratio whose size this is; None for a size of the visitor's own."""
+    return next((ratio for ratio in RATIOS if size_of(ratio, model) == (width, height)), None)
+
+
+def plan(values: Mapping[str, Any], status: Status) -> tuple[GenerationRequest, list[DistriConfig]]:
+    """One request and the configs to run it with, the main method first. ValueError says what is wrong."""
+    seed = None if values["random_seed"] else values["seed"]
+    request = GenerationRequest(
+        prompt=values["prompt"],
+        negative_prompt=values["negative_prompt"],
+        height=values["height"] or None,
+        width=values["width"] or None,
+        steps=values["steps"],
+        guidance_scale=values["guidance_scale"],
+        seed=secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
+        scheduler=values["scheduler"],
+    )
+    config = DistriConfig(
+        parallelism=values["parallelism"],
+        mode=values["mode"],
+        warmup_steps=values["warmup_steps"],
+        split_scheme=values["split_scheme"],
+        split_batch=split_batch(SPLIT_BATCH[values["split_batch"]], status.ranks),
+    )
+    others = [method for method in RUNS[values["run"]] if method != config.parallelism]
+    configs = [config] + [config.replace(parallelism=method) for method in others]
+    if status.ranks == 1:  # one device has nobody to share with: one picture, made alone
+        configs = [config.replace(parallelism="single")]
+    for each in configs:  # refuse before the first of them starts, not after
+        check_bands(request, each, status.ranks)
+    return request, configs
+
+
+def split_batch(chosen: bool | None, ranks: int) -> bool:
+    """Whether guidance branches are spread over ranks. Unless chosen: from 4 ranks up, because on 2 the branches
+    alone would occupy both and no patch would be cut.
+    """
+    return ranks >= 4 if chosen is None else chosen
+
+
+def of_picture(request: Mapping[str, Any], config: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """The values of the controls that make a finished picture again; `methods` are those it was compared with."""
+    values = {name: request[name] for name in DEFAULTS if name in request}
+    values |= {name: config[name] for name in CHOICES if name in config and config[name] in CHOICES[name]}
+    values["warmup_steps"] = config.get("warmup_steps", DEFAULTS["warmup_steps"])
+    values["split_batch"] = {True: "on", False: "off"}.get(config.get("split_batch"), "auto")
+    others = set(methods) - {config.get("parallelism")}
+    values["run"] = next(
+        (run for run, baselines in RUNS.items() if set(baselines) - {config.get("parallelism")} == others), "+ Naive"
+    )
+    return values | {"random_seed": False}
+
+
+def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The control values in a link's query, and a sentence for each that cannot be used."""
+    values: dict[str, Any] = {}
+    complaints: list[str] = []
+    for name, text in query.items():
+        if name not in DEFAULTS or name == "random_seed":
+            continue
+        try:
+            if name in WHOLE_NUMBERS:
+                values[name] = int(text)
+            elif name == "guidance_scale":
+                values[name] = float(text)
+            elif name in CHOICES and text not in CHOICES[name]:
+                raise ValueError
+            else:
+                values[name] = text
+        except ValueError:
+            complaints.append(f"The link's {name.replace('_', ' ')} cannot be used; the default stands instead.")
+    if "seed" in values:
+        values["random_seed"] = False
+    return values, complaints
+
+
+def to_link(values: Mapping[str, Any]) -> dict[str, str]:
+    """The query of a link that brings these values back."""
+    return {
+        name: str(value)
+        for name, value in values.items()
+        if name in DEFAULTS and name != "random_seed" and value not in (None, "") and value != DEFAULTS[name]
+    }
