@@ -13,6 +13,7 @@ import psutil
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from distri_engine.bands import check_bands
 from distri_engine.config import DistriConfig, check_size
@@ -48,6 +49,7 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         self._pipe = load_pipeline(model, self.device, text=rank == 0, use_safetensors=True)
         self._pipe.set_progress_bar_config(disable=True)
         self._unet = self._pipe.unet

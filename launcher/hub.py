@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from launcher import messages as m
+from launcher.events import Action, Die, Event, Heard, Lost, Previewed, Send, Stop, Submitted, Tick, Write
 from launcher.job import FINAL, MAX_ATTEMPTS, Job
 from launcher.lease import grant
 from launcher.schema import ModelInfo, Status, Update
@@ -16,99 +16,15 @@ from launcher.schema import ModelInfo, Status, Update
 KEPT = 64  # finished requests that can still be followed with all their figures
 START_S = 120.0  # a picture's first step may allocate and warm up
 JOIN_S = 60.0
+WORDS = {
+    "boot": "Loading the model on every device. You can write your prompt now.",
+    "joining": "The devices are joining their group.",
+    "rejoin": "The devices are joining their group again.",
+    "idle": "Ready when you are",
+}
+STOPPED = "Stopped at step {step}. Your prompt and seed are kept."
 TWICE = "the group died twice while running this"
 LOST = "A device was lost: {reason}. The workers are restarting; your picture is queued again."
-
-
-# --- events -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """A page sent a request; the journal has it."""
-
-    job: Job
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Somebody wants this request to end."""
-
-    req: str
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A rank sent a message."""
-
-    rank: int
-    message: m.Message
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A rank's connection closed, or what came from it made no sense."""
-
-    rank: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Previewed:
-    """Rank 0 has a small picture of the latents."""
-
-    req: str
-    uri: str
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Submitted | Stop | Heard | Lost | Previewed | Tick
-
-
-# --- actions ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send this message to this rank."""
-
-    rank: int
-    message: m.Message
-
-
-@dataclass(frozen=True)
-class WriteTry:
-    """Journal: an attempt begins."""
-
-    job: Job
-
-
-@dataclass(frozen=True)
-class WriteStop:
-    """Journal: somebody stopped it, so a restart must not run it again."""
-
-    job: Job
-
-
-@dataclass(frozen=True)
-class WriteEnd:
-    """Journal: it ended as `job.state` says."""
-
-    job: Job
-
-
-@dataclass(frozen=True)
-class Die:
-    """End this process, and so the whole group; torchrun starts the next one."""
-
-    reason: str
-
-
-Action = Send | WriteTry | WriteStop | WriteEnd | Die
 
 
 class Hub:
@@ -179,18 +95,11 @@ class Hub:
         )
 
     def _words(self) -> str:
-        match self.state:
-            case "boot":
-                again = f"The workers are restarting after a fault: {self.last_error}. " if self.last_error else ""
-                return f"{again}Loading the model on every device. You can write your prompt now."
-            case "joining" | "rejoin":
-                return "The devices are joining their group."
-            case "dead":
-                return f"The group cannot run: {self.last_error}"
-            case "idle":
-                return "Ready when you are"
-            case _:
-                return "Making a picture"
+        if self.state == "dead":
+            return f"The group cannot run: {self.last_error}"
+        if self.state == "boot" and self.last_error:
+            return f"The workers are restarting. {self.last_error}. {WORDS['boot']}"
+        return WORDS.get(self.state, "Making a picture")
 
     # --- what happens ---
 
@@ -270,7 +179,7 @@ class Hub:
     def _prepare(self, job: Job) -> None:
         job.start(self.world)
         self.current, self.state, self._heard = job, "preparing", self._now
-        self._out.append(WriteTry(job))
+        self._out.append(Write("try", job))
         self._tell(m.Prepare(req=job.id, request=job.request, config=job.config))
 
     def _work(self, job: Job, rank: int, message: m.Prepared | m.Step | m.Ended) -> None:
@@ -295,10 +204,10 @@ class Hub:
                 self._lease(job)
             case m.Ended():
                 work.ended, work.left = message, True
-                if message.why == "error" and self.state != "rejoin":
-                    self._break(job)
-                elif message.why != "error" and self.state != "rejoin":
+                if message.why != "error":
                     self._check_end(job, rank, message)
+                elif self.state != "rejoin":
+                    self._join("rejoin")  # this rank has left its group: the others must, and all meet in a new one
         if all(one.left for one in job.ranks):
             self._close(job)
 
@@ -326,17 +235,13 @@ class Hub:
         if job is not self.current:
             self._end(job, "cancelled", "Stopped before it began. Your prompt and seed are kept.")
         elif job.final is None and job.upto < job.steps:  # a decode under way is not worth stopping
-            self._out.append(WriteStop(job))
+            self._out.append(Write("stop", job))
             self._drain(job, job.upto)
 
     def _drain(self, job: Job, final: int) -> None:
         if self.state in ("preparing", "running"):
             self.state, job.final = "draining", final
             self._tell(m.Cancel(req=job.id, final=final))
-
-    def _break(self, job: Job) -> None:
-        """A rank failed in a step and leaves its group; the others leave too, and all meet in a new one."""
-        self._join("rejoin")
 
     def _close(self, job: Job) -> None:
         """Every rank has left the picture."""
@@ -353,7 +258,7 @@ class Hub:
         if self.state != "rejoin" or len(self._ready) == self.world:
             self.state = "idle"
         if stopped:
-            self._end(job, "cancelled", f"Stopped at step {job.finished + 1}. Your prompt and seed are kept.")
+            self._end(job, "cancelled", STOPPED.format(step=job.finished + 1))
         elif job.error:
             self._end(job, "failed", job.error)
         else:
@@ -367,7 +272,7 @@ class Hub:
         job.end(state, message)
         if job in self.queue:
             self.queue.remove(job)
-        self._out.append(WriteEnd(job))
+        self._out.append(Write("finished", job))
         finished = [one.id for one in self.jobs.values() if one.state in FINAL]
         for req in finished[:-KEPT]:
             del self.jobs[req]
@@ -379,7 +284,7 @@ class Hub:
         job, self.current = self.current, None
         if job is not None and job.state not in FINAL:
             if job.final is not None and not job.error:
-                self._end(job, "cancelled", f"Stopped at step {job.finished + 1}. Your prompt and seed are kept.")
+                self._end(job, "cancelled", STOPPED.format(step=job.finished + 1))
             elif job.attempts >= MAX_ATTEMPTS:
                 self._end(job, "failed", TWICE)
             else:

@@ -4,11 +4,10 @@ library and the engine's torch-free checks only; how frames travel is wire.py's 
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 from distri_engine.config import check_bool, check_int
 from distri_engine.request import MAX_STEPS
@@ -81,18 +80,18 @@ Reason = Annotated[str, _text(1000)]
 Parameters = Annotated[dict[str, Any], _object]
 
 
-@functools.cache
-def _checks(kind: Any) -> dict[str, Check]:
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: get_args(hint)[1] for name, hint in hints.items()}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Message:
     """Base of all messages. Raises ValueError if a field does not hold what its annotation asks for."""
 
+    _checks: ClassVar[dict[str, Check]]
+
+    def __init_subclass__(cls) -> None:
+        hints = get_type_hints(cls, include_extras=True)
+        cls._checks = {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is Annotated}
+
     def __post_init__(self) -> None:
-        for name, check in _checks(type(self)).items():
+        for name, check in self._checks.items():
             check(name, getattr(self, name))
 
     def frame(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _make_blocks_identity(vae: AutoencoderKL) -> None:
 
 
 def _set_encoder(vae: AutoencoderKL) -> None:
-    """Channels 0 to 5 carry + and - the three opponent colours, 6 to 9 the constants, 10 and 11 the Haar coefficient."""
+    """Channels 0 to 5 carry + and - the three opponent colours, 6 to 9 the constants, 10 and 11 the Haar one."""
     encoder, size = vae.encoder, _group_size(vae, -1)
     assert size >= 12
     for block in encoder.down_blocks:

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from assets.demo_training.grammar import FULL, LITE, Scene, sample_scene
 from assets.demo_training.painter import paint
@@ -43,6 +44,12 @@ def open_scenes(
             "ask for those, or choose another folder"
         )
     return [Scene(**scene) for scene in content["scenes"]], np.load(pictures_file, mmap_mode="r")
+
+
+def as_tensor(pictures: np.ndarray, device: str) -> torch.Tensor:
+    """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1]."""
+    tensor = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _draw(pictures_file: Path, scenes_file: Path, count: int, lite: bool, seed: int, processes: int) -> None:

@@ -37,10 +37,7 @@ def lighthouse(painting: Painting) -> None:
     scene, rng, canvas, x = painting.scene, painting.rng, painting.canvas, painting.x
     tower, accent = painting.on_subject(scene.colour), painting.on_subject(scene.accent)
     height, half = rng.uniform(0.46, 0.54), 0.075
-    if scene.ground == "sea":
-        base = _rock(painting)
-    else:
-        base = painting.footing(x) + 0.05
+    base = _rock(painting) if scene.ground == "sea" else painting.footing(x) + 0.05
     top = base - height
 
     def edge(share: float) -> float:  # half the width at this share of the height

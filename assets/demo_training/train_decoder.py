@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 
 from assets.demo_training import checkpoint
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae, protect_constants
-from assets.demo_training.scenes import open_scenes
+from assets.demo_training.scenes import as_tensor, open_scenes
 
 SAVE_SECONDS = 240.0
 
@@ -44,12 +44,6 @@ def difference_loss(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     error = made - target
     vertical, horizontal = error[..., 1:, :] - error[..., :-1, :], error[..., 1:] - error[..., :-1]
     return vertical.abs().mean() + horizontal.abs().mean()
-
-
-def as_tensor(pictures: np.ndarray, device: str) -> torch.Tensor:
-    """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1]."""
-    tensor = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def train(options: argparse.Namespace) -> AutoencoderKL:
@@ -80,6 +74,7 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
         checkpoint.save(state, modules, average, [optimizer], {"step": step, "seconds": time.monotonic() - start})
         return averaged
 
+    torch.manual_seed(step)  # a resumed training must not see the same noise again
     rng = np.random.default_rng(step)
     start = time.monotonic() - spent
     saved, smoothed = time.monotonic(), 0.0
@@ -88,7 +83,7 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
         optimizer.param_groups[0]["lr"] = options.lr * min(1, (step + 1) / 100) * decay
         chosen = pictures[np.sort(rng.integers(0, len(pictures), options.batch))]
         flipped = chosen[:, :, ::-1] if rng.random() < 0.5 else chosen
-        target = as_tensor(np.ascontiguousarray(flipped), device)  # [B, 3, 256, 256]
+        target = as_tensor(flipped, device)  # [B, 3, 256, 256]
         latents = analytic_latents(target)
         # The UNet's latents are never exact: learn to decode them with a little noise, of varying strength.
         strength = 0.1 * torch.rand(options.batch, 1, 1, 1, device=device)
@@ -116,7 +111,7 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> float:
     """Of decoded latents against the pictures, in dB."""
-    target = as_tensor(np.ascontiguousarray(pictures), device)
+    target = as_tensor(pictures, device)
     made = vae.decode(analytic_latents(target)).sample.clamp(-1, 1)
     return float(-10 * torch.log10(((made - target) / 2).pow(2).mean()))
 

@@ -22,23 +22,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from assets.demo_training import checkpoint
-from assets.demo_training.captions import caption
 from assets.demo_training.export import save_pipeline
-from assets.demo_training.grammar import Scene
-from assets.demo_training.hand_set_vae import analytic_latents, build_vae
+from assets.demo_training.hand_set_vae import build_vae
+from assets.demo_training.lessons import Batch, Lessons
 from assets.demo_training.muon import Muon
 from assets.demo_training.scenes import open_scenes
-from assets.demo_training.text import (
-    build_encoders,
-    build_tokenizers,
-    encode_text,
-    load_tokenizers,
-    token_ids,
-)
-from assets.demo_training.train_decoder import as_tensor
+from assets.demo_training.text import build_encoders, build_tokenizers, encode_text, load_tokenizers
 
-PARAPHRASES = 4  # captions a picture, tokenised in advance
-SIZES = (128, 192, 256, 384, 512, 768, 1024)  # what the size conditioning may claim
 EMPTY, ZEROS = 0.03, 0.08  # shares of prompts replaced by the encoded empty prompt, and by zeros
 
 
@@ -110,47 +100,6 @@ def signal_power(device: str) -> torch.Tensor:
     return (1 - betas).cumprod(0).float().to(device)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What one step learns from."""
-
-    latents: torch.Tensor  # [B, 4, 32, 32]
-    ids: torch.Tensor  # [B, 77]
-    ids_2: torch.Tensor  # [B, 77]
-    sizes: torch.Tensor  # [B, 6]: SDXL's time ids
-
-
-class Lessons:
-    """Latents and tokenised captions of the whole training set, in memory."""
-
-    def __init__(self, folder: Path, scenes: list[Scene], pictures: np.ndarray, device: str, seed: int) -> None:
-        self._rng, self._device = np.random.default_rng(seed + 1), device
-        chunks = (analytic_latents(as_tensor(pictures[i : i + 50], device)).half() for i in range(0, len(pictures), 50))
-        self.latents = torch.cat(list(chunks))
-        self.tokenizers = load_tokenizers(folder)
-        self.empty = [token_ids(tokenizer, [""]).to(device).long() for tokenizer in self.tokenizers]
-        self._ids = [self._tokenise(scenes) for _ in range(PARAPHRASES)]
-
-    def _tokenise(self, scenes: list[Scene]) -> list[torch.Tensor]:
-        captions = [caption(scene, self._rng) for scene in scenes]
-        return [token_ids(tokenizer, captions).to(self._device) for tokenizer in self.tokenizers]
-
-    def draw(self, count: int) -> Batch:
-        """A random batch."""
-        rng, device = self._rng, self._device
-        chosen = torch.from_numpy(rng.integers(0, len(self.latents), count)).to(device)
-        ids, ids_2 = self._ids[rng.integers(0, PARAPHRASES)]
-        # Half of the pictures claim their true size, the others any size: other sizes must not surprise the UNet.
-        sizes = np.where(rng.random((count, 1)) < 0.5, 256, rng.choice(SIZES, (count, 2)))
-        size = torch.from_numpy(sizes).to(device)
-        return Batch(
-            latents=self.latents[chosen].float(),
-            ids=ids[chosen].long(),
-            ids_2=ids_2[chosen].long(),
-            sizes=torch.cat([size, torch.zeros_like(size), size], 1).float(),
-        )
-
-
 class Learner:
     """UNet, text encoders, their optimisers and the running average."""
 
@@ -158,12 +107,17 @@ class Learner:
         self.options, self.device = options, options.device
         encoder, encoder_2 = build_encoders(vocabulary)
         self.unet, self.encoder, self.encoder_2 = build_unet(PRESETS[options.preset]), encoder, encoder_2
-        self.modules = {"unet": self.unet, "text_encoder": encoder, "text_encoder_2": encoder_2}
+        self.modules: dict[str, torch.nn.Module] = {
+            "unet": self.unet,
+            "text_encoder": encoder,
+            "text_encoder_2": encoder_2,
+        }
         for module in self.modules.values():
             module.to(self.device).train()
         self.unet.to(memory_format=torch.channels_last)
         self.run_unet = torch.compile(self.unet) if options.compile else self.unet
-        matrices, others = [], []
+        matrices: list[torch.nn.Parameter] = []
+        others: list[torch.nn.Parameter] = []
         for module in self.modules.values():
             for name, param in module.named_parameters():
                 special = any(word in name for word in ("embedding", "conv_in", "conv_out"))
@@ -246,13 +200,15 @@ def train(options: argparse.Namespace) -> list[list[float]]:
     scenes, pictures = open_scenes(folder, options.pictures, lite=options.lite, processes=options.threads)
     if not (folder / "tokenizer_2" / "tokenizer_config.json").exists():
         build_tokenizers(folder)
-    lessons = Lessons(folder, scenes, pictures, options.device, options.seed)
-    learner = Learner(options, len(lessons.tokenizers[0]))
+    learner = Learner(options, len(load_tokenizers(folder)[0]))
     state = folder / "unet_state.safetensors"
     progress: dict[str, Any] = {"step": 0, "minutes": 0.0, "history": []}
     if state.exists():
         progress = checkpoint.load(state, learner.modules, learner.average, learner.optimizers)
     history, step = History(progress["history"]), progress["step"]
+    # A resumed training must not see the first batches and their noise again.
+    torch.manual_seed(options.seed + step)
+    lessons = Lessons(folder, scenes, pictures, options.device, options.seed + step)
 
     def minutes() -> float:
         return (time.monotonic() - start) / 60

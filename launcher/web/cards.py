@@ -25,10 +25,7 @@ def cards(takes: Mapping[str, Take], *, running: str = "", waiting: Collection[s
 def quality(takes: Mapping[str, Take], method: str) -> dict[str, float] | None:
     """PSNR and SSIM of a method's picture against one device's; None where there is nothing to compare."""
     reference, take = takes.get("single"), takes.get(method)
-    if reference is None or take is None or method == "single":
-        return None
-    sides = ("height", "width")
-    if any(reference.request.get(side) != take.request.get(side) for side in sides):
+    if reference is None or take is None or method == "single" or not take.same_size(reference):
         return None
     return likeness(take.picture, reference.picture)
 

@@ -18,7 +18,8 @@ VIEWS = ("slider", "sides", "difference")
 IDLE = {
     "state": "idle",
     "title": "Ready when you are",
-    "text": "Write a prompt and press Generate (Ctrl+Enter). The picture appears here while the devices draw it together.",
+    "text": "Write a prompt and press Generate (Ctrl+Enter). "
+    "The picture appears here while the devices draw it together.",
 }
 
 

@@ -69,6 +69,10 @@ class Take:
             whole += slowest["compute_ms"] + slowest["wait_ms"]
         return wait / whole if whole else 0.0
 
+    def same_size(self, other: Take) -> bool:
+        """Whether the two pictures can be laid over each other."""
+        return all(self.request.get(side) == other.request.get(side) for side in ("height", "width"))
+
     def boxes(self) -> tuple[tuple[int, int, int, int], ...]:
         """The patches in picture pixels (left, top, right, bottom), in rank order; empty for one device."""
         if self.method not in ("patch", "naive_patch"):

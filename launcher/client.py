@@ -1,0 +1,144 @@
+"""What the page, the API and tests call: submit, follow, cancel, look up. Lives in rank 0's process, knows no torch;
+what becomes of a request is the hub's business.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+
+from distri_engine.bands import check_bands
+from distri_engine.config import DistriConfig, check_size
+from distri_engine.request import GenerationRequest
+from launcher.events import Stop, Submitted
+from launcher.hub_io import HubLoop
+from launcher.job import FINAL, Job
+from launcher.messages import Prepare
+from launcher.schema import ModelInfo, Record, Refused, Status, Update, as_parameters
+from launcher.wire import encode
+
+MAX_WAITING = 20
+HEARTBEAT_S = 1.0  # an unchanged state is repeated, so that a page that went away is noticed
+
+
+class Client:
+    """Thread-safe; any number of pages share one."""
+
+    def __init__(self, loop: HubLoop) -> None:
+        self._loop = loop
+
+    def submit(
+        self, request: GenerationRequest, config: DistriConfig, *, visitor: str = "", comparison: str = ""
+    ) -> str:
+        """Accept a picture and return its id; it is in the journal then. Size and seed are resolved here.
+
+        Raises ValueError for parameters that cannot work here, and Refused if nothing can be accepted now.
+        """
+        with self._loop.changed:
+            status = self.status()
+            if status.state == "dead":
+                raise Refused(status.message)
+            if status.model is None:
+                raise Refused("The model is still loading on every device; try again in a moment")
+            if status.queue >= MAX_WAITING:
+                raise Refused(f"{status.queue} pictures are waiting already; try again when some are done")
+            request = request.resolved(default_size=status.model.default_size)
+            check_against(request, config, status.model, status.ranks)
+            config = config.replace(height=request.height, width=request.width)
+            job = Job(
+                id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}",
+                request=as_parameters(request),
+                config=as_parameters(config),
+                visitor=visitor,
+                comparison=comparison,
+            )
+            encode(Prepare(req=job.id, request=job.request, config=job.config).frame())
+            try:
+                self._loop.journal.accepted(job)
+            except OSError as error:
+                raise Refused(f"Nothing can be accepted: {error.strerror or error}") from None
+            self._loop.feed(Submitted(job))
+            return job.id
+
+    def updates(self, request_id: str, *, interval: float = 0.2) -> Iterator[Update]:
+        """The request's state now, then as it changes, at most every `interval` seconds; ends after the final one.
+
+        Any number of readers, at any time, also after a restart. Raises ValueError for an unknown id.
+        """
+        shown, due = None, 0.0
+        while shown is None or not shown.final:
+            with self._loop.changed:
+                latest = self._snapshot(request_id)
+                while latest == shown and time.monotonic() < due + HEARTBEAT_S:
+                    self._loop.changed.wait(HEARTBEAT_S)
+                    latest = self._snapshot(request_id)
+                while not latest.final and (early := due - time.monotonic()) > 0:
+                    self._loop.changed.wait(early)
+                    latest = self._snapshot(request_id)
+            yield latest
+            shown, due = latest, time.monotonic() + interval
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a queued or running request. Does nothing if it is unknown or over."""
+        self._loop.feed(Stop(request_id))
+
+    def status(self) -> Status:
+        """The group at this moment."""
+        with self._loop.changed:
+            return self._loop.hub.status()
+
+    def history(self, *, visitor: str | None = None, limit: int = 24) -> list[Record]:
+        """Finished requests, newest first."""
+        return self._loop.journal.history(visitor=visitor, limit=limit)
+
+    def running(self, *, visitor: str) -> list[str]:
+        """Ids that this visitor has waiting or running, oldest first."""
+        with self._loop.changed:
+            jobs = self._loop.hub.jobs.values()
+            return [job.id for job in jobs if job.visitor == visitor and job.state not in FINAL]
+
+    def wait_ready(self, timeout: float) -> bool:
+        """Block until pictures can be made; False if that does not happen within `timeout` seconds."""
+        waiting = ("boot", "joining", "rejoin")
+        with self._loop.changed:
+            self._loop.changed.wait_for(lambda: self._loop.hub.state not in waiting, timeout)
+            return self._loop.hub.state not in (*waiting, "dead")
+
+    def _snapshot(self, request_id: str) -> Update:
+        try:
+            return self._loop.hub.update(request_id)
+        except KeyError:
+            record = self._loop.journal.record(request_id)
+        if record is None:
+            raise ValueError(f"there is no request {request_id!r:.60}")
+        return Update(
+            id=record.id,
+            state=record.state,
+            message=record.message,
+            steps=int(record.request["steps"]),
+            step=int(record.request["steps"]) if record.state == "done" else 0,
+            picture=record.picture,
+            pictures=(record.picture,) if record.picture else (),
+            report=record.report,
+            request=record.request,
+            config=record.config,
+        )
+
+
+def check_against(request: GenerationRequest, config: DistriConfig, model: ModelInfo, ranks: int) -> None:
+    """Raise ValueError if this model on `ranks` ranks cannot make this (resolved) picture."""
+    assert request.height is not None
+    assert request.width is not None
+    for name in ("prompt", "negative_prompt"):
+        try:
+            getattr(request, name).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the {name} holds half a character (a lone surrogate); type it again") from None
+    check_size("height", request.height, model.size_multiple)
+    check_size("width", request.width, model.size_multiple)
+    if (pixels := request.height * request.width) > model.max_pixels:
+        raise ValueError(
+            f"{request.width} x {request.height} is {pixels} pixels, the limit is {model.max_pixels}; make it smaller"
+        )
+    check_bands(request, config, ranks, model.size_multiple)

@@ -1,0 +1,152 @@
+"""Connects the hub to the world: the ranks' sockets, the journal, the clock and the threads of the page. Every event
+goes through `feed`, one at a time; what follows from it is hub.py's business.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher import messages as m
+from launcher import wire
+from launcher.events import Action, Die, Event, Heard, Lost, Send, Tick, Write
+from launcher.hub import Hub
+from launcher.journal import Journal
+
+TICK_S = 0.5
+EXIT_LOST = 4  # exit code of every process of a group that lost a rank
+
+
+class HubLoop:
+    """Runs one hub on a listening socket. `changed` guards the hub and is notified after every event."""
+
+    def __init__(self, hub: Hub, journal: Journal, listener: socket.socket, *, die: Callable[[str], None]) -> None:
+        self.hub = hub
+        self.journal = journal
+        self.changed = threading.Condition()
+        self._die = die
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._listener = listener
+        self._pids: dict[socket.socket, int] = {}
+        self._ranks: dict[socket.socket, int] = {}
+        self._socks: dict[int, socket.socket] = {}
+
+    def start(self) -> None:
+        """Serve on a thread of its own until the process ends."""
+        threading.Thread(target=self._run, name="hub", daemon=True).start()
+
+    def feed(self, event: Event) -> None:
+        """Let the hub handle `event` and do what it asks for. Callable from any thread; waits for no rank."""
+        with self.changed:
+            events = deque([event])
+            while events:
+                for action in self.hub.handle(events.popleft(), time.monotonic()):
+                    if lost := self._do(action):
+                        events.append(lost)
+            self.changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                for key, _ in self._selector.select(TICK_S):
+                    sock = key.fileobj
+                    assert isinstance(sock, socket.socket)
+                    self._accept() if sock is self._listener else self._read(sock)
+                self.feed(Tick())
+        except Exception:
+            traceback.print_exc()
+            self._die("the hub failed")
+
+    def _accept(self) -> None:
+        if found := wire.accept(self._listener):
+            sock, pid = found
+            self._pids[sock] = pid
+            self._selector.register(sock, selectors.EVENT_READ)
+
+    def _read(self, sock: socket.socket) -> None:
+        rank = self._ranks.get(sock)
+        try:
+            frame = wire.receive(sock)
+            message = m.parse(frame, m.FROM_RANK) if frame is not None else None
+            if message is not None and rank is None:
+                rank = self._introduce(sock, message)
+        except (ValueError, OSError) as error:
+            self._drop(sock, f"sent a bad frame ({error})")
+            return
+        if message is None:
+            self._drop(sock, "stopped answering")
+        else:
+            assert rank is not None
+            self.feed(Heard(rank, message))
+
+    def _introduce(self, sock: socket.socket, message: m.Message) -> int:
+        """The rank of a connection that speaks for the first time. Raises ValueError if it is none of ours."""
+        if not isinstance(message, m.Hello) or message.pid != self._pids[sock]:
+            raise ValueError("the first word is a HELLO with its own process id")
+        if message.rank in self._socks or message.rank >= self.hub.world:
+            raise ValueError(f"there is no free place for rank {message.rank}")
+        self._ranks[sock] = message.rank
+        self._socks[message.rank] = sock
+        return message.rank
+
+    def _drop(self, sock: socket.socket, reason: str) -> None:
+        self._selector.unregister(sock)
+        self._pids.pop(sock, None)
+        wire.close(sock)
+        if (rank := self._ranks.pop(sock, None)) is not None:  # a stranger's bad manners concern nobody
+            self.feed(Lost(rank, reason))
+
+    def _do(self, action: Action) -> Event | None:
+        match action:
+            case Send(rank, message):
+                try:
+                    wire.send(self._socks[rank], message.frame(), wait=False)
+                except OSError:
+                    return Lost(rank, "takes no messages")
+            case Write(entry, job):
+                write = {"try": self.journal.tried, "stop": self.journal.stopped, "finished": self.journal.finished}
+                try:
+                    write[entry](job)
+                except OSError as error:
+                    print(f"DistriFusion Live: the journal cannot be written: {error}", file=sys.stderr)
+            case Die(reason):
+                self._die(reason)
+        return None
+
+
+def die_noted(run_dir: Path) -> Callable[[str], None]:
+    """A `die` that leaves its reason for the next generation and ends this process, whatever its threads do."""
+
+    def die(reason: str) -> None:
+        note_loss(run_dir, reason)
+        os._exit(EXIT_LOST)
+
+    return die
+
+
+def note_loss(run_dir: Path, reason: str) -> None:
+    """Leave the reason of a group's end for its successor; the first reason of a death is the one that counts."""
+    note = run_dir / "lost"
+    try:
+        if time.time() - note.stat().st_mtime < 2:
+            return
+    except FileNotFoundError:
+        pass
+    note.write_text(reason)
+
+
+def last_loss(run_dir: Path) -> str:
+    """Why the previous group ended; empty if there was none."""
+    try:
+        return (run_dir / "lost").read_text()
+    except FileNotFoundError:
+        return ""

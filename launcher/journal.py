@@ -1,0 +1,163 @@
+"""The durable list of requests and pictures: append-only lines of JSON, each on disk before anybody is told. What a
+request is doing between its lines is the hub's business.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from launcher.job import FINAL, MAX_ATTEMPTS, Job
+from launcher.schema import Record, as_config, as_request
+
+REMEMBERED = 2000  # finished requests kept in memory for the history
+
+
+def data_folder() -> Path:
+    """Where pictures and the journal live: $DISTRI_DATA, else a Space's /data, else ./outputs."""
+    if folder := os.environ.get("DISTRI_DATA"):
+        return Path(folder)
+    if os.environ.get("SPACE_ID") and os.access("/data", os.W_OK):
+        return Path("/data")
+    return Path("outputs").resolve()
+
+
+class Journal:
+    """One file of lines: `accepted`, `try`, `stop`, `finished`. Thread-safe; lines that make no sense are skipped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / "journal.jsonl"
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        self._records: deque[Record] = deque(maxlen=REMEMBERED)
+        self._open_jobs: dict[str, Job] = {}
+        self._stopped: set[str] = set()
+        self._finished: set[str] = set()
+        try:
+            self._open()
+        except OSError:
+            return  # `accepted` says so to whoever asks for a picture
+        for line in self._path.read_bytes().split(b"\n"):
+            self._replay(line)
+
+    def recover(self) -> list[Job]:
+        """What was accepted and never finished, in order, to be queued again.
+
+        A request that took the group with it too often, or that somebody had stopped, is finished here.
+        """
+        for job in list(self._open_jobs.values()):
+            if job.id in self._stopped:
+                job.end("cancelled", "Stopped. Your prompt and seed are kept.")
+            elif job.attempts >= MAX_ATTEMPTS:
+                job.end("failed", "the group died twice while running this")
+            if job.state in FINAL:
+                self.finished(job)
+        return list(self._open_jobs.values())
+
+    def accepted(self, job: Job) -> None:
+        """Returns once the request would survive a crash. Raises OSError if it cannot be written."""
+        entry = {name: getattr(job, name) for name in ("request", "config", "visitor", "comparison")}
+        self._append({"entry": "accepted", "id": job.id, **entry})
+        with self._lock:
+            self._open_jobs[job.id] = job
+
+    def tried(self, job: Job) -> None:
+        """An attempt begins. Raises OSError."""
+        self._append({"entry": "try", "id": job.id})
+
+    def stopped(self, job: Job) -> None:
+        """It must not run again. Raises OSError."""
+        self._append({"entry": "stop", "id": job.id})
+
+    def finished(self, job: Job) -> None:
+        """The end of a request; a second one is ignored. Raises OSError, after taking note in memory."""
+        end = {"state": job.state, "message": job.message, "pictures": job.pictures, "report": job.report}
+        entry = {"entry": "finished", "id": job.id, "at": time.time(), **end}
+        if self._remember(job.id, entry):
+            self._append(entry)
+
+    def history(self, *, visitor: str | None = None, limit: int = 24) -> list[Record]:
+        """The newest finished requests first."""
+        with self._lock:
+            found = [record for record in reversed(self._records) if visitor is None or record.visitor == visitor]
+        return found[:limit]
+
+    def record(self, req: str) -> Record | None:
+        """One finished request."""
+        with self._lock:
+            return next((record for record in reversed(self._records) if record.id == req), None)
+
+    def _open(self) -> int:
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(file)
+                raise OSError(f"another program works in {self.folder}; set DISTRI_DATA to another folder") from None
+            if (size := os.fstat(file).st_size) and os.pread(file, 1, size - 1) != b"\n":
+                os.write(file, b"\n")  # a torn last line stays alone
+            self._file = file
+        return self._file
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            file = self._open()
+            try:
+                if os.write(file, line) != len(line):
+                    raise OSError("the disk is full")
+                os.fsync(file)
+            except OSError:
+                os.close(file)  # opening again closes a torn line
+                self._file = None
+                raise
+
+    def _replay(self, line: bytes) -> None:
+        try:
+            entry = json.loads(line)
+            req = entry["id"]
+            match entry["entry"]:
+                case "accepted" if req not in self._open_jobs and req not in self._finished:
+                    as_request(entry["request"])
+                    as_config(entry["config"])
+                    names = ("request", "config", "visitor", "comparison")
+                    self._open_jobs[req] = Job(id=req, **{name: entry[name] for name in names})
+                case "try" if req in self._open_jobs:
+                    self._open_jobs[req].attempts += 1
+                case "stop":
+                    self._stopped.add(req)
+                case "finished":
+                    self._remember(req, entry)
+        except (ValueError, KeyError, TypeError):
+            return
+
+    def _remember(self, req: str, entry: dict[str, Any]) -> bool:
+        with self._lock:
+            job = self._open_jobs.pop(req, None)
+            if job is None or req in self._finished:
+                return False
+            self._finished.add(req)
+            self._records.append(
+                Record(
+                    id=req,
+                    finished=float(entry["at"]),
+                    state=str(entry["state"]),
+                    request=job.request,
+                    config=job.config,
+                    picture=entry["pictures"][0] if entry["pictures"] else None,
+                    report=entry["report"],
+                    message=str(entry["message"]),
+                    visitor=job.visitor,
+                    comparison=job.comparison,
+                )
+            )
+            return True

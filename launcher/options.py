@@ -1,0 +1,125 @@
+"""The options of the process: which ranks, which device, which model, which address. Read and checked before anything is
+started; how a picture is made is decided request by request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from launcher.model import choose_model
+
+CPU_RANKS = 2  # without GPUs: enough to show what patches do
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        refuse(message)
+
+
+def refuse(message: object) -> NoReturn:
+    """End the program because of its arguments: one line on stderr, exit code 2."""
+    print(" ".join(f"error: {message}".split()), file=sys.stderr)
+    sys.exit(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How the group and its page are started. `resolve` turns what is open into numbers and names."""
+
+    ranks: int | None = None  # processes; None: one for every GPU, or CPU_RANKS
+    device: str = "auto"  # auto, cpu, cuda
+    model: str | None = None  # folder or Hugging Face id; None: SDXL base on GPUs, else the embedded one
+    host: str = "127.0.0.1"
+    port: int = 7860
+    share: bool = False  # also serve through a public Gradio link
+    auth: tuple[str, str] | None = None  # user name and password that the page asks for
+
+    def __post_init__(self) -> None:
+        if self.ranks is not None and not 1 <= self.ranks <= 64:
+            raise ValueError(f"{self.ranks} ranks are out of range; give a number from 1 to 64")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda")
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port {self.port} is out of range; give a number from 1 to 65535")
+
+    def arguments(self) -> list[str]:
+        """The command line that parses to these options."""
+        words = ["--device", self.device, "--host", self.host, "--port", str(self.port)]
+        words += ["--ranks", str(self.ranks)] if self.ranks is not None else []
+        words += ["--model", self.model] if self.model is not None else []
+        words += ["--share"] if self.share else []
+        return words + (["--auth", ":".join(self.auth)] if self.auth is not None else [])
+
+
+def add_group_options(parser: argparse.ArgumentParser) -> None:
+    """--ranks, --device, --model: the same for the page and for every command."""
+    parser.add_argument(
+        "--ranks", type=int, help="processes that share a picture (default: all GPUs, else 2 on the CPU)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--model", help="folder or Hugging Face id of an SDXL pipeline (default: the embedded one on CPU)"
+    )
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options of `python app.py`. Ends the program with exit code 2 if they make no sense."""
+    parser = OneLineParser(
+        prog="app.py", description="One SDXL picture on all your devices, with a page that shows how."
+    )
+    add_group_options(parser)
+    space = bool(os.environ.get("SPACE_ID"))
+    parser.add_argument("--host", default="0.0.0.0" if space else "127.0.0.1", help="address to serve the page on")
+    parser.add_argument("--port", type=int, default=7860, help="port to serve the page on")
+    parser.add_argument("--share", action="store_true", help="also serve through a public Gradio link")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for this name and password")
+    words = parser.parse_args(argv)
+    try:
+        return Options(**{**vars(words), "auth": _pair(words.auth)})
+    except ValueError as error:
+        refuse(error)
+
+
+def _pair(auth: str | None) -> tuple[str, str] | None:
+    if auth is None:
+        return None
+    user, colon, password = auth.partition(":")
+    if not (user and colon and password):
+        raise ValueError("--auth takes USER:PASSWORD, both not empty")
+    return user, password
+
+
+def resolve(ranks: int | None, device: str, model: str | None) -> tuple[int, str, str]:
+    """Numbers and names for what was left open. Raises ValueError if this machine cannot do it."""
+    gpus = count_gpus() if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise ValueError("no CUDA device is visible to this process; use --device cpu")
+    device = "cuda" if gpus else "cpu"
+    return ranks or gpus or CPU_RANKS, device, choose_model(model, device)
+
+
+def count_gpus() -> int:
+    """GPUs that torch would use. Torch takes seconds to import and is not asked on machines without a driver."""
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: the scheduler's mask, and a container's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))

@@ -1,0 +1,61 @@
+"""Pictures on disk: PNG files that carry their settings and appear whole or not at all. Which folder and name they get
+is the caller's business.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from distri_engine.config import DistriConfig
+from distri_engine.request import GenerationRequest
+
+_SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm-solver": "DPM++ 2M"}
+
+
+def parameters(request: GenerationRequest, config: DistriConfig, *, model: str, ranks: int) -> str:
+    """The settings in the form that other programs read from a PNG's `parameters` chunk."""
+    negative = [f"Negative prompt: {request.negative_prompt}"] if request.negative_prompt else []
+    settings = {
+        "Steps": request.steps,
+        "Sampler": _SAMPLERS[request.scheduler],
+        "CFG scale": f"{request.guidance_scale:g}",
+        "Seed": request.seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model": model,
+        "Parallelism": config.parallelism.value,
+        "Mode": config.mode.value,
+        "Warm-up": config.warmup_steps,
+        "Split scheme": config.split_scheme.value,
+        "Split batch": config.split_batch,
+        "Ranks": ranks,
+    }
+    return "\n".join([request.prompt, *negative, ", ".join(f"{name}: {value}" for name, value in settings.items())])
+
+
+def save(image: Any, path: Path, text: str) -> None:
+    """Write a PIL picture with its `parameters`: same picture, same settings, same bytes. Raises OSError."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", text)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            image.save(file, format="PNG", pnginfo=info)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def save_all(images: list[Any], path: Path, text: str) -> list[Path]:
+    """Save a batch as `x.png`, `x-2.png`, ... and return the paths."""
+    paths = [path if n == 0 else path.with_name(f"{path.stem}-{n + 1}{path.suffix}") for n in range(len(images))]
+    for image, where in zip(images, paths, strict=True):
+        save(image, where, text)
+    return paths

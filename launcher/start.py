@@ -1,0 +1,145 @@
+"""Builds the loopback-only torchrun command and execs it. What the started processes do is rank.py's business; which
+options there are is that of options.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from launcher.options import Options, parse, refuse, resolve, usable_cores
+
+__all__ = ["Options", "Place", "in_group", "main", "parse", "rank_environment", "torchrun_command"]
+
+RUN_DIR = "DISTRI_RUN_DIR"
+_PREFIX = "distrifusion"
+
+
+def in_group() -> bool:
+    """Whether torchrun started this process as a rank."""
+    return "RANK" in os.environ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where torchrun put this process."""
+
+    rank: int
+    world_size: int
+    restarts: int  # how often the group was started again
+    run_dir: Path  # 0700, shared by all ranks of this run and nobody else
+    guarded: bool  # whether the group was started by `main`, on loopback only
+
+    @classmethod
+    def here(cls) -> Place:
+        """This process's place. Plain torchrun gives no run directory: its ranks derive one from their agent."""
+        env = os.environ
+        guarded = RUN_DIR in env
+        if guarded:
+            run_dir = Path(env[RUN_DIR])
+        else:
+            run_dir = Path(tempfile.gettempdir()) / f"{_PREFIX}-{os.getppid()}-{os.getuid()}"
+            with contextlib.suppress(FileExistsError):
+                run_dir.mkdir(mode=0o700)
+        about = run_dir.lstat()
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
+            raise PermissionError(f"{run_dir} is not a directory of this user alone; remove it")
+        return cls(
+            rank=int(env["RANK"]),
+            world_size=int(env["WORLD_SIZE"]),
+            restarts=int(env.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            run_dir=run_dir,
+            guarded=guarded,
+        )
+
+
+def make_run_dir() -> Path:
+    """A fresh 0700 directory for sockets and stores. Those that dead runs left behind are removed."""
+    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}-*-*"):
+        pid = old.name.split("-")[1]
+        if pid.isdigit() and not Path("/proc", pid).exists() and old.lstat().st_uid == os.getuid():
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}-{os.getpid()}-"))
+
+
+def torchrun_command(run_dir: Path, ranks: int, script: Sequence[str], *, restarts: int) -> list[str]:
+    """The command that starts `ranks` processes of `script` (a file or -m module, and its arguments).
+
+    The rendezvous is a file: `--standalone` would open two unauthenticated stores on all interfaces.
+    """
+    options = {
+        "nnodes": 1,
+        "nproc-per-node": ranks,
+        "rdzv-backend": "c10d",
+        "rdzv-conf": "store_type=file",
+        "rdzv-endpoint": run_dir / "rdzv",
+        "rdzv-id": uuid.uuid4(),
+        "local-addr": "127.0.0.1",
+        "max-restarts": restarts,
+        "shutdown-timeout": 3,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "torch.distributed.run", *words, *script]
+
+
+def rank_environment(run_dir: Path, ranks: int, device: str) -> dict[str, str]:
+    """The environment of torchrun and its ranks: loopback, cores divided, no chatter of libraries."""
+    env = {
+        RUN_DIR: str(run_dir),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": str(max(1, usable_cores() // ranks)),
+        **quiet_environment(os.environ),
+    }
+    if device == "cpu":
+        # Threads that spin while their rank waits take the cores that the other ranks compute on.
+        env |= {"GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**os.environ, **env}
+
+
+def quiet_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Settings that keep libraries from writing to the terminal, unless the user chose otherwise."""
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return {name: env.get(name, value) for name, value in quiet.items()}
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ValueError if the page could not be served there."""
+    where = f"port {port} on {host}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # a predecessor's closed connections do not count
+            probe.bind(address)
+            probe.listen()
+    except socket.gaierror as error:
+        raise ValueError(f"host {host} is no address of this machine: {error.strerror}; use 127.0.0.1") from None
+    except OSError as error:
+        raise ValueError(f"{where} cannot be opened ({error.strerror}); choose another with --port") from None
+
+
+def main(options: Options, script: str) -> NoReturn:
+    """Start the group and its page; this process becomes the torchrun agent. Exit code 2 if that cannot work."""
+    try:
+        check_port(options.host, options.port)
+        ranks, device, model = resolve(options.ranks, options.device, options.model)
+    except ValueError as error:
+        refuse(error)
+    resolved = dataclasses.replace(options, ranks=ranks, device=device, model=model)
+    run_dir = make_run_dir()
+    command = torchrun_command(run_dir, ranks, [script, *resolved.arguments()], restarts=1_000_000)
+    os.execve(command[0], command, rank_environment(run_dir, ranks, device))

@@ -1,0 +1,85 @@
+"""Tiny random models with the real architectures, made from fixed seeds, and the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
+
+
+def tiny_sdxl_unet(seed: int = 0) -> UNet2DConditionModel:
+    """SDXL's block types, three levels, text_time embeddings, GroupNorm and biases drawn at random."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(1, 2, 4),
+        cross_attention_dim=48,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=8 * 6 + 32,
+        norm_num_groups=8,
+    )
+    for name, parameter in unet.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, 0.2)
+    return unet.eval()
+
+
+def tiny_sd15_unet(seed: int = 0) -> UNet2DConditionModel:
+    """SD 1.5's block types: four levels, convolutional projections, no added conditions."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=32, block_out_channels=(32, 32, 64, 64), layers_per_block=1, cross_attention_dim=48,
+        attention_head_dim=4, norm_num_groups=8,
+    ).eval()  # fmt: skip
+
+
+def tiny_vae(seed: int = 0, *, attention: bool = True) -> AutoencoderKL:
+    """SDXL's autoencoder, narrow: three upsamplings and attention in the middle."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        block_out_channels=(16, 16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=attention,
+        scaling_factor=0.13,
+    ).eval()
+
+
+def sdxl_inputs(batch: int, height: int, width: int, seed: int = 1) -> dict[str, object]:
+    """Inputs of `tiny_sdxl_unet` for latents of height x width cells."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        "sample": draw(batch, 4, height, width),
+        "encoder_hidden_states": draw(batch, 7, 48),
+        "added_cond_kwargs": {"text_embeds": draw(batch, 32), "time_ids": draw(batch, 6).abs() * 100},
+    }
+
+
+def demo_pipeline() -> StableDiffusionXLPipeline:
+    """The embedded model by plain diffusers, float32, DDIM."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    return pipe
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Relative L2 distance of `a` from `b`."""
+    return float((a.double() - b.double()).norm() / b.double().norm())
