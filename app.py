@@ -1,319 +1,323 @@
-"""The page: one prompt, one picture on all devices, and what each device does meanwhile. Functions, then Blocks, then
-wiring, then the entry point; making the picture is the launcher's business, what the panels say that of launcher.web.
+"""The page: Gradio components, their wiring, and the entry point. What an event does is decided in launcher.web, how a
+picture is made in the launcher.
 """
 
+import html
 import os
-import secrets
 import sys
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from launcher import start
+from launcher import rank, start
 from launcher.client import Client
 from launcher.journal import data_folder
-from launcher.schema import Record, Refused, Update
-from launcher.web import cards, endpoints, gallery, header, lanes, settings, skeletons, stage
-from launcher.web.take import Take, by_method
+from launcher.schema import Refused
+from launcher.web import cards, endpoints, header, lanes, settings, skeletons, stage
+from launcher.web.visit import NO_RUN, VIEWS, Frame, Props, Visits
 
 if TYPE_CHECKING:
     import gradio as gr
 
-CONTROLS = tuple(settings.DEFAULTS)
-GRACE_S = 15.0  # a page that reloads is back within this time; then its waiting baselines are dropped
-NO_RUN: dict[str, Any] = {"ids": [], "busy": False, "takes": {}}
+Page = dict[str, Any]  # the components by name
+
 # Not a secret: Gradio scrambles what it keeps in the browser, and a new key at every start would lose the visitor.
 STORAGE = {"storage_key": "distrifusion-live", "secret": "distrifusion-live"}
-VIEWS = {"Slider": "slider", "Side by side": "sides", "Difference": "difference"}
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "DejaVu Sans", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
-Values = dict[str, Any]
+
+# --- functions
 
 
-class Page:
-    """What the page does: one method an event. The components are attributes, made by `build`."""
+def refusal(problem: Exception) -> "gr.Error":
+    """A toast with one sentence. Toasts render markup, so what a visitor typed is escaped."""
+    sentence = str(problem)
+    return gr.Error(html.escape(sentence[:1].upper() + sentence[1:]), title="Not started", print_exception=False)
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self._watchers: Counter[str] = Counter()
 
-    # --- running
+def updates(page: Page, frame: Frame) -> Page:
+    """A frame by component instead of by name. Gradio wants at least one output, so an empty frame skips one."""
+    wrapped = {name: gr.update(**value) if isinstance(value, Props) else value for name, value in frame.items()}
+    return {page[name]: value for name, value in wrapped.items()} or {page["current"]: gr.skip()}
 
-    def prepare(self, browser: Values, *values: Any) -> Values:
-        """Checks the controls and submits the pictures of a run. What is wrong becomes a toast, and nothing starts."""
-        status = self.client.status()
+
+def answering(page: Page, event: Callable[..., Frame]) -> Callable[..., Page]:
+    """An event of `Visits` as Gradio wants it: components instead of names, refusals as toasts."""
+
+    def handler(*inputs: Any) -> Page:
         try:
-            request, configs = settings.plan(dict(zip(CONTROLS, values, strict=True)), status)
-        except ValueError as error:
-            raise self.toast(error) from None
-        comparison, ids = secrets.token_hex(8), list[str]()
-        try:
-            for config in configs:
-                ids.append(
-                    self.client.submit(request, config, visitor=browser["visitor"], comparison=comparison)
-                )
-        except (ValueError, Refused) as error:
-            for id in ids:
-                self.client.cancel(id)
-            raise self.toast(error) from None
-        return {
-            self.run: {"ids": ids, "busy": True, "takes": {}},
-            self.browser: browser | {"ids": ids},
-            self.controls["seed"]: request.seed,
-            **self.buttons("starting"),
-        }
+            return updates(page, event(*inputs))
+        except (ValueError, Refused) as problem:
+            raise refusal(problem) from None
 
-    def follow(self, run: Values, browser: Values) -> Iterator[Values]:
-        """Shows a run until its last picture is done, stopped or failed. Closed with the tab, unless it ended."""
-        ids, finished = tuple(run["ids"]), False
-        self._watchers.update(ids)
-        try:
-            yield from self._frames(run, browser["visitor"])
-            finished = True
-        finally:
-            self._watchers.subtract(ids)
-            if not finished:
-                threading.Timer(GRACE_S, self._abandon, [ids]).start()
+    return handler
 
-    def _frames(self, run: Values, visitor: str) -> Iterator[Values]:
-        if not run["busy"]:
-            yield {self.run: run}
-            return
-        takes: dict[str, Take] = {}
-        last: Update | None = None
-        shown = ""
-        for index, id in enumerate(run["ids"]):
-            methods = [self._method(other) for other in run["ids"][index:]]
-            first = next(iter(takes.values()), None)
-            for last in self.client.updates(id):
-                frame = {
-                    self.top: header.header(self.client.status()),
-                    self.stage: stage.live(last, first),
-                    self.cards: cards.cards(takes, running=methods[0], waiting=methods[1:]),
-                }
-                if last.lanes:
-                    frame[self.lanes] = lanes.live(last)
-                if last.state != shown:
-                    shown = last.state
-                    frame |= self.buttons(shown)
-                if not last.final:
-                    yield frame
-            take = Take.of(last) if last else None
-            if take is None:
-                break
-            takes[take.method] = take
-            yield {self.gallery: self.tiles(visitor), self.links: self.link(takes)}
-        yield self.ending(takes, last) | {self.gallery: self.tiles(visitor)}
 
-    def ending(self, takes: dict[str, Take], last: Update | None = None) -> Values:
-        """The last frame of a run, also of one from the history."""
-        stopped = last if last and last.state != "done" else None
-        results = cards.cards(takes)
-        if stopped and takes:
-            results["story"] = f"{stopped.message} {results['story']}"
-        frame = {
-            self.run: {"ids": [take.id for take in takes.values()], "busy": False, "takes": takes},
-            self.top: header.header(self.client.status()),
-            self.cards: results,
-            self.links: self.link(takes),
-            **self.buttons("idle"),
-        }
-        if last and last.lanes:
-            frame[self.lanes] = lanes.live(last)
-        if stopped and not takes:
-            return frame | {self.stage: stage.ended(stopped)}
-        pair = next((pair for pair in stage.PAIRS if all(side in takes for side in pair)), None)
-        return frame | self.look_at(takes, pair, "slider")
-
-    def look_at(self, takes: dict[str, Take], pair: tuple[str, str] | None, view: str) -> Values:
-        """The stage with two pictures of a run in one of the views, or with its only one."""
-        compared = stage.compare(takes, pair, view) if pair else None
-        ready = compared is not None
-        frame: Values = {self.view: gr.update(interactive=ready)}
-        if not compared or not pair:
-            only = next(iter(takes.values()), None)
-            return frame | {self.pair: gr.update(interactive=False), self.stage: stage.done(only) if only else stage.IDLE}
-        frame |= {self.pair: gr.update(interactive=True, value=stage.pair_name(pair)), self.stage: compared}
-        if view == "slider":
-            frame[self.slider] = tuple(takes[side].picture for side in pair)
-        return frame
-
-    def look(self, run: Values, pair: str, view: str) -> Values:
-        """Another pair, or another way to look at it."""
-        if run["busy"] or not run["takes"]:
-            return {self.run: run}
-        wanted = next(each for each in stage.PAIRS if stage.pair_name(each) == pair)
-        if missing := [side for side in wanted if side not in run["takes"]]:
-            raise self.toast(f"{stage.side_name(missing[0])} was not part of this run; choose it under Run and generate again")
-        return self.look_at(run["takes"], wanted, VIEWS[view])
-
-    def stop(self, run: Values) -> None:
-        """Stops everything of this run; what it shows last comes from `follow`."""
-        for id in reversed(run["ids"]):
-            self.client.cancel(id)
-
-    def _abandon(self, ids: tuple[str, ...]) -> None:
-        """The tab is gone: the picture at work is finished for the history, waiting baselines are dropped."""
-        for id in ids[1:]:
-            if not self._watchers[id] and next(self.client.updates(id)).state == "queued":
-                self.client.cancel(id)
-
-    def _method(self, id: str) -> str:
-        return str(next(self.client.updates(id)).config["parallelism"])
-
-    # --- coming and coming back
-
-    def load(self, browser: Values, request: "gr.Request") -> Values:
-        """A visitor arrives: with a link, with a running request, with an earlier picture, or for the first time."""
-        visitor = browser.get("visitor") or secrets.token_hex(16)
-        ids = [id for id in browser.get("ids", []) if isinstance(id, str)]
-        running = self.client.running(visitor=visitor)
-        values, complaints = settings.from_link(dict(request.query_params))
-        for complaint in complaints:
-            gr.Warning(complaint, title="Link")
-        status = self.client.status()
-        frame: Values = {
-            self.browser: {"visitor": visitor, "ids": ids},
-            self.run: NO_RUN,
-            self.top: header.header(status),
-            self.stage: stage.IDLE,
-            self.lanes: lanes.resting(status),
-            self.cards: cards.cards({}),
-            self.gallery: self.tiles(visitor),
-            **self.readiness(header.mood(status)),
-        }
-        records = [record for record in self.client.history(visitor=visitor, limit=100) if record.id in ids]
-        if running:
-            ids = ids if set(ids) & set(running) else running
-            main = next(self.client.updates(ids[0]))
-            methods = [self._method(id) for id in ids]
-            values = settings.of_picture(main.request, main.config, methods) | values
-            frame |= {self.run: {"ids": ids, "busy": True, "takes": {}}, **self.buttons(main.state)}
-        elif records and not values:
-            frame |= self.bring_back(records)
-        return frame | self.fill(values)
-
-    def recall(self, run: Values, browser: Values, event: "gr.EventData") -> Values:
-        """A picture of the gallery: it and all its settings come back."""
-        if run["busy"]:
-            raise self.toast("A picture is being made; stop it or wait, then look at others")
-        records = self.client.history(visitor=browser["visitor"], limit=100)
-        for group in gallery.runs(records):
-            if any(record.id == event._data.get("id") for record in group):
-                return self.bring_back(group)
-        raise self.toast("This picture is no longer in the history")
-
-    def bring_back(self, records: list[Record]) -> Values:
-        """Pictures and settings of one run from the history."""
-        takes = by_method(sorted(records, key=lambda record: record.finished))
-        if not takes:
-            return {}
-        main = next(iter(takes.values()))
-        return self.ending(takes) | self.fill(settings.of_picture(main.request, main.config, list(takes)))
-
-    def fill(self, values: Values) -> Values:
-        """Updates of the controls that `values` names."""
-        frame = {self.controls[name]: value for name, value in values.items()}
-        model = self.client.status().model
-        if model and ("width" in values or "height" in values):
-            frame[self.aspect] = settings.ratio_of(values.get("width"), values.get("height"), model)
-        return frame
-
-    def tick(self, run: Values, mood: str) -> Values:
-        """Every two seconds: the badge, and what depends on the group being ready. Also how a page notices that the
-        server is gone.
-        """
-        status = self.client.status()
-        now = header.mood(status)
-        frame: Values = {self.top: header.header(status), self.mood: now}
-        if now != mood and not run["busy"]:
-            frame |= self.readiness(now)
-        return frame
-
-    def readiness(self, mood: str) -> Values:
-        """The Generate button, the examples and the sizes, by what the group can do."""
-        words = {"loading": "Loading model…", "lost": "Restarting…", "dead": "Not available"}
-        frame: Values = {self.mood: mood, self.generate: gr.update(value=words.get(mood, "Generate"), interactive=mood not in words)}
-        model = self.client.status().model
-        if model:
-            frame[self.chips] = {"chips": settings.examples(model)}
-        return frame
-
-    def resize(self, ratio: str) -> Values:
-        """Width and height for an aspect ratio."""
-        model = self.client.status().model
-        width, height = settings.size_of(ratio, model) if model else (None, None)
-        return {self.controls["width"]: width, self.controls["height"]: height}
-
-    def buttons(self, state: str) -> Values:
-        """Generate and Stop, by what a run is doing."""
-        if state in ("idle", "done", "cancelled", "failed"):
-            return {
-                self.generate: gr.update(value="Generate", interactive=True),
-                self.stop_button: gr.update(value="Stop", interactive=False),
-            }
-        waiting = state == "queued"
-        return {
-            self.generate: gr.update(value="Waiting…" if waiting else "Generating…", interactive=False),
-            self.stop_button: gr.update(value="Leave" if waiting else "Stop", interactive=True),
-        }
-
-    def tiles(self, visitor: str) -> Values:
-        """The visitor's gallery."""
-        return {"tiles": gallery.tiles(self.client.history(visitor=visitor, limit=3 * gallery.SIZE))}
-
-    def link(self, takes: dict[str, Take]) -> Values:
-        """Where the main picture can be downloaded, and the link that makes it again."""
-        if not takes:
-            return {}
-        main = next(iter(takes.values()))
-        values = settings.of_picture(main.request, main.config, list(takes))
-        return {"path": main.picture, "name": f"{main.request['seed']}.png", "link": settings.to_link(values)}
-
-    def toast(self, problem: Exception | str) -> "gr.Error":
-        """One clear sentence for the visitor. Toasts render markup, so what users typed is escaped."""
-        return endpoints.refusal(problem)
+# --- Blocks
 
 
 def build(client: Client) -> "gr.Blocks":
-    """The page's components and wiring."""
+    """The page over `client`."""
     global gr
     import gradio as gr  # two seconds and 100 MB, which only rank 0 needs
 
-    page = Page(client)
-    alone = client.status().ranks == 1
     with gr.Blocks(title=skeletons.TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
-        page.browser = gr.BrowserState({"visitor": "", "ids": []}, **STORAGE)
-        page.run, page.mood, timer = gr.State(NO_RUN), gr.State("loading"), gr.Timer(2)
-        page.top = panel("header", header.header(client.status()), skeletons.HEADER)
+        page: Page = {
+            "browser": gr.BrowserState({"visitor": "", "ids": []}, **STORAGE),
+            "current": gr.State(NO_RUN),
+            "mood": gr.State(""),
+            "timer": gr.Timer(2),
+            "top": panel("header", header.header(client.status()), skeletons.HEADER),
+        }
         with gr.Row(elem_id="bench"):
             with gr.Column(elem_id="controls"):
-                prompt = gr.Textbox(label="Prompt", lines=3, max_lines=8, autofocus=True, elem_id="prompt", placeholder="What should the devices draw?")
-                with gr.Row(elem_id="actions"):
-                    page.generate = gr.Button("Loading model…", variant="primary", interactive=False, elem_id="generate")
-                    page.stop_button = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
-                page.chips = panel("chips", {}, skeletons.CHIPS)
-                with gr.Column(elem_id="settings"):
-                    run = gr.Radio(list(settings.RUNS), label="Run", elem_id="run", interactive=not alone, info=RUN_ALONE if alone else RUN_INFO)
-                    page.aspect = gr.Radio(list(settings.RATIOS), value="1:1", label="Aspect ratio", elem_id="aspect")
-                    with gr.Row(elem_id="seed-row"):
-                        seed = gr.Number(label="Seed", precision=0, elem_id="seed")
-                        random_seed = gr.Checkbox(label="New random seed each time", elem_id="random-seed")
-                with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-                    advanced = advanced_controls()
+                page |= controls(alone=client.status().ranks == 1)
             with gr.Column(elem_id="work"):
-                with gr.Row(elem_id="show"):
-                    with gr.Column(elem_id="canvas"):
-                        page.stage = panel("stage", stage.IDLE, skeletons.STAGE)
-                        page.slider = gr.ImageSlider(type="filepath", format="png", elem_id="slider", show_label=False, container=False, interactive=False, buttons=["fullscreen"])
-                    page.lanes = panel("lanes", lanes.resting(client.status()), skeletons.LANES)
-                with gr.Row(elem_id="tools"):
-                    names = [stage.pair_name(pair) for pair in stage.PAIRS]
-                    page.pair = gr.Radio(names, value=names[0], show_label=False, container=False, interactive=False, elem_id="pair", label="Which two pictures")
-                    page.view = gr.Radio(list(VIEWS), value="Slider", show_label=False, container=False, interactive=False, elem_id="view", label="How to look at them")
-                    page.links = panel("links", {}, skeletons.LINKS)
-                page.cards = panel("cards", cards.cards({}), skeletons.CARDS)
-                page.gallery = panel("gallery", {}, skeletons.GALLERY)
-        page.controls = {"prompt": prompt, "run": run, "seed": seed, "random_seed": random_seed, **advanced}
-        wire(page, demo, timer)
+                page |= work(client)
+        wire(page, demo, Visits(client))
+        publish(client)
+    demo.queue(max_size=20)
+    demo._queue.sleep_when_free = 0.05  # Gradio polls every millisecond otherwise: 5 % of a core for nothing
     return demo
+
+
+def panel(name: str, value: Frame, skeleton: str) -> "gr.HTML":
+    """A live part of the page: static markup, values as data, drawn by page.js."""
+    return gr.HTML(
+        value, html_template=skeleton, js_on_load=skeletons.on_load(name), elem_id=name, apply_default_css=False
+    )
+
+
+def controls(*, alone: bool) -> Page:
+    """The left column. With one device there is nothing to compare, and it says so."""
+    page: Page = {}
+    page["prompt"] = gr.Textbox(
+        label="Prompt",
+        placeholder="What should the devices draw?",
+        lines=3,
+        max_lines=8,
+        autofocus=True,
+        elem_id="prompt",
+    )
+    with gr.Row(elem_id="actions"):
+        page["generate"] = gr.Button("Loading model…", variant="primary", interactive=False, elem_id="generate")
+        page["stop"] = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
+    page["chips"] = panel("chips", {}, skeletons.CHIPS)
+    with gr.Column(elem_id="settings"):
+        page["run"] = gr.Radio(
+            list(settings.RUNS),
+            value="DistriFusion" if alone else settings.DEFAULTS["run"],
+            label="Run",
+            info=settings.INFO["alone" if alone else "run"],
+            interactive=not alone,
+            elem_id="run",
+        )
+        page["aspect"] = gr.Radio(list(settings.RATIOS), value="1:1", label="Aspect ratio", elem_id="aspect")
+        page["seed"] = gr.Number(settings.DEFAULTS["seed"], label="Seed", precision=0, elem_id="seed")
+        page["random_seed"] = gr.Checkbox(True, label="New random seed each time", elem_id="random-seed")
+    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        page["negative_prompt"] = gr.Textbox(label="Negative prompt", info=settings.INFO["negative_prompt"], lines=2)
+        with gr.Row():
+            page["width"], page["height"] = number("width"), number("height")
+        with gr.Row():
+            page["steps"], page["guidance_scale"] = number("steps"), number("guidance_scale", precision=None)
+        page["scheduler"] = choice("scheduler")
+        page["parallelism"] = choice("parallelism")
+        page["mode"] = choice("mode")
+        page["warmup_steps"] = number("warmup_steps")
+        page["split_batch"] = choice("split_batch")
+        page["split_scheme"] = choice("split_scheme")
+    return page
+
+
+def number(name: str, *, precision: int | None = 0) -> "gr.Number":
+    """A number field. Its limits are checked where the request is made, so that one sentence says what is wrong."""
+    return gr.Number(
+        settings.DEFAULTS[name],
+        label=settings.LABELS[name],
+        info=settings.INFO[name],
+        precision=precision,
+        min_width=120,
+        elem_id=name.replace("_", "-"),
+    )
+
+
+def choice(name: str) -> "gr.Dropdown":
+    """A menu."""
+    return gr.Dropdown(
+        [(settings.WORDS.get(value, value), value) for value in settings.CHOICES[name]],
+        value=settings.DEFAULTS[name],
+        label=settings.LABELS[name],
+        info=settings.INFO[name],
+        elem_id=name.replace("_", "-"),
+    )
+
+
+def work(client: Client) -> Page:
+    """The stage, the lanes and what is under them."""
+    page: Page = {}
+    with gr.Row(elem_id="show"):
+        with gr.Column(elem_id="canvas"):
+            page["stage"] = panel("stage", stage.IDLE, skeletons.STAGE)
+            page["slider"] = gr.ImageSlider(
+                type="filepath", format="png", show_label=False, container=False, interactive=False,
+                buttons=[], elem_id="slider",
+            )  # fmt: skip
+        page["lanes"] = panel("lanes", lanes.resting(client.status()), skeletons.LANES)
+    with gr.Row(elem_id="tools"):
+        page["pair"] = switch([stage.pair_name(pair) for pair in stage.PAIRS], "pair", "Which two pictures")
+        page["view"] = switch(list(VIEWS), "view", "How to look at them")
+        page["links"] = panel("links", {}, skeletons.LINKS)
+    page["cards"] = panel("cards", cards.cards({}), skeletons.CARDS)
+    page["gallery"] = panel("gallery", {}, skeletons.GALLERY)
+    return page
+
+
+def switch(names: list[str], elem_id: str, label: str) -> "gr.Radio":
+    """A row of tabs."""
+    return gr.Radio(names, value=names[0], label=label, container=False, interactive=False, elem_id=elem_id)
+
+
+# --- wiring
+
+
+def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
+    """Which event does what. Nothing here is part of the API."""
+    current, browser = page["current"], page["browser"]
+    values = [page[name] for name in settings.DEFAULTS]
+    outputs = [component for name, component in page.items() if name != "timer"]
+
+    def begin(who: Frame, *inputs: Any) -> Frame:
+        return visits.start(who, dict(zip(settings.DEFAULTS, inputs, strict=True)))
+
+    def arrive(who: Frame, request: "gr.Request") -> Page:
+        frame, complaints = visits.arrive(who, dict(request.query_params))
+        for complaint in complaints:
+            gr.Warning(complaint, title="Link")
+        return updates(page, frame)
+
+    def follow(run: Frame, who: Frame) -> Iterator[Page]:
+        for frame in visits.follow(run, who):
+            yield updates(page, frame)
+
+    def recall(run: Frame, who: Frame, event: "gr.EventData") -> Page:
+        return answering(page, visits.recall)(run, who, str(event._data.get("id")))
+
+    started = gr.on(
+        [page["generate"].click, page["prompt"].submit],
+        answering(page, begin),
+        [browser, *values],
+        outputs,
+        api_name="start",
+        **PRIVATE,
+    )
+    opened = demo.load(arrive, [browser], outputs, api_name="open", **PRIVATE)
+    for event in (started, opened):
+        event.success(follow, [current, browser], outputs, api_name="follow", **PRIVATE)
+    page["stop"].click(visits.stop, [current], None, api_name="stop", **PRIVATE)
+    page["timer"].tick(answering(page, visits.tick), [current, page["mood"]], outputs, api_name="tick", **PRIVATE)
+    page["aspect"].input(answering(page, visits.resize), [page["aspect"]], outputs, api_name="resize", **PRIVATE)
+    for name in ("pair", "view"):
+        page[name].input(
+            answering(page, visits.look), [current, page["pair"], page["view"]], outputs, api_name=name, **PRIVATE
+        )
+    page["gallery"].select(recall, [current, browser], outputs, api_name="recall", **PRIVATE)
+
+
+def publish(client: Client) -> None:
+    """The API: three typed functions. They are generators, because only those are closed when a caller goes away;
+    their return hints name what each yields, as Gradio reads them.
+    """
+
+    def generate(
+        prompt: str,
+        negative_prompt: str = "",
+        height: int | None = None,
+        width: int | None = None,
+        steps: int = 30,
+        guidance_scale: float = 5.0,
+        seed: int | None = None,
+        scheduler: str = "ddim",
+        parallelism: str = "patch",
+        mode: str = "corrected_async_gn",
+        warmup_steps: int = 4,
+        split_scheme: str = "row",
+        split_batch: bool = True,
+    ) -> tuple[dict, dict]:  # type: ignore[misc]
+        """Make one picture. Streams (null, progress) and ends with (picture file, report)."""
+        yield from answered(endpoints.generate(client, dict(locals())))
+
+    def compare(
+        prompt: str,
+        negative_prompt: str = "",
+        height: int | None = None,
+        width: int | None = None,
+        steps: int = 30,
+        guidance_scale: float = 5.0,
+        seed: int | None = None,
+        scheduler: str = "ddim",
+        mode: str = "corrected_async_gn",
+        warmup_steps: int = 4,
+        split_scheme: str = "row",
+        split_batch: bool | None = None,
+    ) -> tuple[dict, dict, dict, dict]:  # type: ignore[misc]
+        """Make the same picture by one device, by naive patches and by DistriFusion. Streams progress and ends with
+        (one device, naive, DistriFusion, report with PSNR). split_batch null: off below 4 ranks.
+        """
+        yield from answered(endpoints.compare(client, dict(locals())))
+
+    def status() -> dict:
+        """What runs: state, ranks, device, model, queue, restarts."""
+        return endpoints.status(client)
+
+    for function in (generate, compare):
+        gr.api(function, api_name=function.__name__, concurrency_limit=8)
+    gr.api(status, api_name="status", concurrency_limit=None)
+
+
+def answered(answers: Iterator[Any]) -> Iterator[Any]:
+    """The answers, with problems as Gradio errors, which reach the caller with their sentence."""
+    try:
+        yield from answers
+    except (ValueError, RuntimeError) as problem:
+        raise refusal(problem) from None
+
+
+# --- entry point
+
+
+def serve(client: Client, options: start.Options) -> None:
+    """Open the page's port and return."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    demo = build(client)
+    demo.launch(
+        server_name=options.host,
+        server_port=options.port,
+        share=options.share,
+        auth=options.auth,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=False,
+        ssr_mode=False,
+        run_history=False,
+        allowed_paths=[str(data_folder())],
+        favicon_path=Path(skeletons.ASSETS / "logo.svg"),
+        footer_links=["api", "gradio", "settings"],
+        theme=gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
+        head=skeletons.head(),
+    )
+
+
+def main() -> None:
+    """`python app.py` starts the group; in a rank of the group this is the rank."""
+    options = start.parse(sys.argv[1:])
+    if start.in_group():
+        rank.main(options, serve=serve)
+    else:
+        start.main(options, script=__file__)
+
+
+if __name__ == "__main__":
+    main()

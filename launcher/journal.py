@@ -34,7 +34,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "journal.jsonl"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._file: int | None = None
         self._records: deque[Record] = deque(maxlen=REMEMBERED)
         self._open_jobs: dict[str, Job] = {}
@@ -94,6 +94,13 @@ class Journal:
         with self._lock:
             return next((record for record in reversed(self._records) if record.id == req), None)
 
+    def close(self) -> None:
+        """Let go of the file; the next write takes it again."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
     def _open(self) -> int:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -117,8 +124,7 @@ class Journal:
                     raise OSError("the disk is full")
                 os.fsync(file)
             except OSError:
-                os.close(file)  # opening again closes a torn line
-                self._file = None
+                self.close()  # opening again isolates a torn line
                 raise
 
     def _replay(self, line: bytes) -> None:

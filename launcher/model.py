@@ -8,6 +8,8 @@ import json
 import re
 from pathlib import Path
 
+from distri_engine.config import SIZE_MULTIPLE
+
 DEMO_MODEL = Path(__file__).resolve().parents[1] / "assets" / "demo_model"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 _WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -74,3 +76,13 @@ def why_not_fetchable(model: str) -> str:
     if not any(file.startswith("unet/") and file.endswith(".safetensors") for file in files):
         return "it has no .safetensors weights"
     return ""
+
+
+def sizes(model: str) -> tuple[int | None, int]:
+    """Default side and size multiple in pixels of a pipeline folder, without loading it; (None, 32) for an id."""
+    try:
+        unet, vae = (json.loads((Path(model) / part / "config.json").read_text()) for part in ("unet", "vae"))
+        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        return unet["sample_size"] * scale, scale * 2 ** (len(unet["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, SIZE_MULTIPLE

@@ -1,5 +1,5 @@
-"""The options of the process: which ranks, which device, which model, which address. Read and checked before anything is
-started; how a picture is made is decided request by request.
+"""The options of the process: which ranks, which device, which model, which address. Read and checked before anything
+is started; how a picture is made is decided request by request.
 """
 
 from __future__ import annotations
@@ -61,20 +61,14 @@ class Options:
 
 def add_group_options(parser: argparse.ArgumentParser) -> None:
     """--ranks, --device, --model: the same for the page and for every command."""
-    parser.add_argument(
-        "--ranks", type=int, help="processes that share a picture (default: all GPUs, else 2 on the CPU)"
-    )
+    parser.add_argument("--ranks", type=int, help="processes that share a picture (default: one a GPU, else 2)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument(
-        "--model", help="folder or Hugging Face id of an SDXL pipeline (default: the embedded one on CPU)"
-    )
+    parser.add_argument("--model", help="folder or Hugging Face id of an SDXL pipeline (CPU default: the embedded one)")
 
 
 def parse(argv: Sequence[str]) -> Options:
     """The options of `python app.py`. Ends the program with exit code 2 if they make no sense."""
-    parser = OneLineParser(
-        prog="app.py", description="One SDXL picture on all your devices, with a page that shows how."
-    )
+    parser = OneLineParser(prog="app.py", description="One SDXL picture on all your devices.")
     add_group_options(parser)
     space = bool(os.environ.get("SPACE_ID"))
     parser.add_argument("--host", default="0.0.0.0" if space else "127.0.0.1", help="address to serve the page on")

@@ -73,6 +73,11 @@ def make_run_dir() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}-{os.getpid()}-"))
 
 
+def remove_run_dir(run_dir: Path) -> None:
+    """The run is over."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+
+
 def torchrun_command(run_dir: Path, ranks: int, script: Sequence[str], *, restarts: int) -> list[str]:
     """The command that starts `ranks` processes of `script` (a file or -m module, and its arguments).
 
@@ -121,9 +126,8 @@ def check_port(host: str, port: int) -> None:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # a predecessor's closed connections do not count
+            # A predecessor's closed connections do not count; a listener does.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen()
     except socket.gaierror as error:

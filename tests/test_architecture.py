@@ -47,7 +47,7 @@ TORCH_FREE = (
 )
 
 # Ways of running what somebody else wrote. Weights are safetensors, messages JSON or tensors.
-UNTRUSTED = {"pickle", "dill", "marshal", "shelve", "torch.load", "trust_remote_code", "eval", "exec"}
+UNTRUSTED = {"pickle", "dill", "marshal", "shelve", "torch.load", "trust_remote_code", "builtin eval", "builtin exec"}
 
 
 def name_of(path: Path) -> str:
@@ -98,6 +98,8 @@ def names_of(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Name):
             found.add(node.id)
+            if node.id in ("eval", "exec"):  # module.eval() is something else
+                found.add(f"builtin {node.id}")
         elif isinstance(node, ast.Attribute):
             found.add(node.attr)
             if isinstance(node.value, ast.Name):

@@ -125,6 +125,7 @@
       set(root.querySelector(".df-lanes-foot p"), value.foot || "");
       const lanes = value.lanes || [];
       const top = Math.max(1e-9, ...lanes.flatMap((lane) => (lane.bars || []).map(([compute, wait]) => compute + wait)));
+      root.querySelector(".df-lanes").toggleAttribute("data-many", lanes.length > 4);
       repeat(root.querySelector(".df-lanes-list"), lanes, buildLane, (node, lane) => {
         node.dataset.state = lane.state;
         node.style.setProperty("--device", colour(lane.rank));
@@ -192,7 +193,7 @@
 
     links(root, value) {
       const download = root.querySelector(".df-download");
-      show(download, Boolean(value.path));
+      download.setAttribute("aria-disabled", String(!value.path));
       if (value.path) { download.href = address({ path: value.path }); download.download = value.name || "picture.png"; }
       root.querySelector(".df-copy").onclick = (event) => copyLink(event.currentTarget, value.link || {});
     },

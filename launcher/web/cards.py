@@ -44,7 +44,7 @@ def story(takes: Mapping[str, Take]) -> str:
     if main is None:
         return ""
     name, whole = method_name(main.method), sum(main.parts.values())
-    decode = f"decoding was {_percent(main.parts['decode'] / whole)} of it" if whole else ""
+    decode = f"decoding was {_percent(main.parts['decode'] / whole)} of the whole" if whole else ""
     wait = f"{_percent(main.waiting)} of its denoising was waiting for peers" if main.method != "single" else ""
     reference = takes.get("single")
     if reference is None or main is reference:
@@ -61,12 +61,8 @@ def _differences(takes: Mapping[str, Take]) -> str:
     ours, naive = quality(takes, "patch"), quality(takes, "naive_patch")
     if ours is None:
         return ""
-    if naive is None:
-        return f"Its picture is {_decibel(ours['psnr'])} from one device's."
-    return (
-        f"Its picture is {_decibel(ours['psnr'])} from one device's; "
-        f"naive patches, which never talk, are {_decibel(naive['psnr'])} away (more is closer)."
-    )
+    told = f"Against one device's picture it scores {_decibel(ours['psnr'])} PSNR"
+    return f"{told}, naive patches {_decibel(naive['psnr'])} (higher is closer)." if naive else f"{told}."
 
 
 def _card(

@@ -22,8 +22,10 @@ def mood(status: Status) -> str:
     return "busy" if status.state in BUSY else "ready"
 
 
-def header(status: Status) -> dict[str, Any]:
-    """The badge, the model and the devices, and the notice that the empty stage shows meanwhile."""
+def header(status: Status, *, own: int = 0) -> dict[str, Any]:
+    """The badge, the model and the devices, and the notice that the empty stage shows meanwhile. `own` of the waiting
+    requests belong to the run that this page shows; they are nobody's queue.
+    """
     who = devices(status.ranks, status.device)
     state = mood(status)
     badge = {
@@ -33,8 +35,8 @@ def header(status: Status) -> dict[str, Any]:
         "lost": "Restarting the workers",
         "dead": "Stopped working",
     }[state]
-    if status.queue and state in ("busy", "ready"):
-        badge += f" · {status.queue} waiting"
+    if status.queue > own and state in ("busy", "ready"):
+        badge += f" · {status.queue - own} waiting"
     notice: dict[str, str] | None = None
     if state == "loading":
         notice = {"title": "Loading the model on every device", "text": "You can write your prompt now."}

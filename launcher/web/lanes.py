@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.schema import Lane, Status, Update
@@ -33,18 +34,23 @@ def live(update: Update) -> dict[str, Any]:
 
 
 def _lane(lane: Lane, update: Update) -> dict[str, Any]:
-    row: dict[str, Any] = {"rank": lane.rank, "name": _name(lane.rank, lane.device), "part": _part(lane)}
+    row: dict[str, Any] = {
+        "rank": lane.rank,
+        "name": _name(lane.rank, lane.device),
+        "part": _part(lane, update.request),
+    }
     if lane.branch == "none":
-        return row | {"state": "rest", "status": "sleeping", "part": "not used by this method"}
+        return row | {"state": "rest", "status": "sleeping", "part": "not used"}
     running = update.state in ("running", "decoding", "starting")
+    alone = sum(other.branch != "none" for other in update.lanes) == 1
     wait = sum(wait for _, wait in lane.history)
     whole = sum(compute + wait for compute, wait in lane.history)
     return row | {
         "state": "run" if running else update.state,
         "ms": milliseconds(lane.median_ms) if lane.history else "–",
         "status": f"step {lane.step} / {update.steps}" if running else update.state,
-        "wait": f"waiting {100 * wait / whole:.0f} %" if whole else "",
-        "sent": f"{amount(lane.sent_bytes)}/step" if lane.history else "",
+        "wait": f"waiting {100 * wait / whole:.0f} %" if whole and not alone else "",
+        "sent": f"{amount(lane.sent_bytes)}/step" if lane.history and not alone else "",
         "memory": f"{lane.memory_mb:.0f} MiB" if lane.memory_mb else "",
         "bars": [[round(compute, 2), round(wait, 2)] for compute, wait in lane.history],
     }
@@ -54,10 +60,11 @@ def _name(rank: int, device: str) -> str:
     return f"CPU rank {rank}" if device == "CPU" else f"GPU {rank}"
 
 
-def _part(lane: Lane) -> str:
+def _part(lane: Lane, request: Mapping[str, Any]) -> str:
     branch = {"conditional": "with prompt", "unconditional": "without prompt"}.get(lane.branch, "")
     if lane.box is None:
         return branch
     left, top, right, bottom = lane.box
-    where = f"columns {left}–{right}" if top == 0 and left > 0 else f"rows {top}–{bottom}"
+    rows, columns = bottom - top < request.get("height", bottom), right - left < request.get("width", right)
+    where = f"rows {top}–{bottom}" if rows else f"columns {left}–{right}" if columns else "whole picture"
     return " · ".join(part for part in (where, branch) if part)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The window of Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004).
 SIGMA, RADIUS = 1.5, 5
-HEAT = ("#05070d", "#3b1d6e", "#a3268d", "#f0603a", "#ffe08a", "#ffffff")
+HEAT = ("#05070d", "#3b1d6e", "#a3268d", "#f0603a", "#ffc46b", "#fff3c4")
 
 
 def psnr(a: Pixels, b: Pixels) -> float:
@@ -73,8 +73,8 @@ def heat_map(picture: str, reference: str, boxes: tuple[tuple[int, int, int, int
     import numpy as np
 
     difference = np.abs(pixels(picture) - pixels(reference)).max(axis=2)
-    # A quarter of the range is a glaring difference already; the root lifts the faint ones.
-    level = np.sqrt(np.clip(difference / 64, 0, 1)) * (len(HEAT) - 1)
+    # Half of the range is a glaring difference already; the root lifts the faint ones.
+    level = np.sqrt(np.clip(difference / 128, 0, 1)) * (len(HEAT) - 1)
     anchors = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in HEAT], dtype=np.float64)
     low = np.minimum(level.astype(int), len(HEAT) - 2)
     blend = (level - low)[..., None]

@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "height": None,
     "steps": 30,
     "guidance_scale": 5.0,
-    "seed": None,
+    "seed": 42,  # shown until a random one is drawn
     "random_seed": True,
     "scheduler": Scheduler.DDIM.value,
     "parallelism": Parallelism.PATCH.value,
@@ -42,6 +42,54 @@ CHOICES = {
     "mode": tuple(member.value for member in SyncMode),
     "split_scheme": tuple(member.value for member in SplitScheme),
     "split_batch": tuple(SPLIT_BATCH),
+}
+
+LABELS = {
+    "width": "Width",
+    "height": "Height",
+    "steps": "Steps",
+    "guidance_scale": "Guidance",
+    "scheduler": "Scheduler",
+    "parallelism": "Method",
+    "mode": "Synchronisation",
+    "warmup_steps": "Warm-up steps",
+    "split_scheme": "Cut of naive patches",
+    "split_batch": "Spread guidance over devices",
+}
+INFO = {
+    "run": "Baselines use the same prompt and seed, after the DistriFusion picture.",
+    "alone": "There is one device: nobody to share with, so nothing to compare.",
+    "negative_prompt": "What the picture should not show.",
+    "width": "Pixels; a multiple of 32.",
+    "height": "Pixels; a multiple of 32.",
+    "steps": "More: finer, slower.",
+    "guidance_scale": "Strength of the prompt.",
+    "scheduler": "The sampler that walks from noise to picture.",
+    "parallelism": "Which system makes the first picture.",
+    "mode": "What may be one step old after warm-up.",
+    "warmup_steps": "Fully synchronous steps at the start; more are closer to one device, and slower.",
+    "split_scheme": "Rows, columns, or both in turn.",
+    "split_batch": "Half of the devices take each guidance branch; auto: from 4 devices up.",
+}
+WORDS = {
+    "ddim": "DDIM",
+    "euler": "Euler",
+    "dpm-solver": "DPM-Solver++",
+    "patch": "DistriFusion (displaced patches)",
+    "naive_patch": "Naive patch (patches never talk)",
+    "single": "1 device",
+    "full_sync": "full_sync: everything fresh, exact",
+    "sync_gn": "sync_gn: GroupNorm fresh",
+    "stale_gn": "stale_gn: moments one step old",
+    "corrected_async_gn": "corrected_async_gn: the default",
+    "separate_gn": "separate_gn: own moments only",
+    "no_sync": "no_sync: nothing, fastest",
+    "row": "Rows",
+    "col": "Columns",
+    "alternate": "Alternate",
+    "auto": "Auto",
+    "on": "On",
+    "off": "Off",
 }
 
 RATIOS = {"1:1": 1.0, "4:3": 4 / 3, "3:2": 3 / 2, "16:9": 16 / 9, "3:4": 3 / 4, "9:16": 9 / 16}
@@ -89,8 +137,8 @@ def plan(values: Mapping[str, Any], status: Status) -> tuple[GenerationRequest, 
     """One request and the configs to run it with, the main method first. ValueError says what is wrong."""
     seed = None if values["random_seed"] else values["seed"]
     request = GenerationRequest(
-        prompt=values["prompt"],
-        negative_prompt=values["negative_prompt"],
+        prompt=values["prompt"] or "",
+        negative_prompt=values["negative_prompt"] or "",
         height=values["height"] or None,
         width=values["width"] or None,
         steps=values["steps"],

@@ -83,5 +83,5 @@ GALLERY = """
 CHIPS = """<div class="df-chips" aria-label="Example prompts"></div>"""
 
 LINKS = """
-<div class="df-links"><a class="df-button df-download" download hidden>Download PNG</a>
+<div class="df-links"><a class="df-button df-download" download aria-disabled="true">Download PNG</a>
 <button type="button" class="df-button df-copy">Copy link</button></div>"""

@@ -192,7 +192,9 @@ class FakeClient:
                     wait_ms=histories[rank][-1][1] if rank < users else 0,
                     sent_bytes=1_240_000 if users > 1 else 0,
                     memory_mb=412.0 + rank,
-                    median_ms=sorted(c + w for c, w in histories[rank])[len(histories[rank]) // 2] if rank < users else 0,
+                    median_ms=sorted(c + w for c, w in histories[rank])[len(histories[rank]) // 2]
+                    if rank < users
+                    else 0,
                     history=tuple(histories[rank]),
                 )
                 for rank in range(self.ranks)
@@ -244,7 +246,9 @@ class FakeClient:
         }
         self._finish(id, "done", "Done", picture=str(path), report=report)
 
-    def _finish(self, id: str, state: str, message: str, picture: str | None = None, report: dict | None = None) -> None:
+    def _finish(
+        self, id: str, state: str, message: str, picture: str | None = None, report: dict | None = None
+    ) -> None:
         update, (visitor, comparison) = self._updates[id], self._owners[id]
         self._records.append(
             Record(

@@ -83,3 +83,45 @@ def demo_pipeline() -> StableDiffusionXLPipeline:
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """Relative L2 distance of `a` from `b`."""
     return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def tiny_sdxl_pipeline(prediction_type: str = "epsilon") -> StableDiffusionXLPipeline:
+    """A random SDXL pipeline without text encoders: call it with embeddings."""
+    return StableDiffusionXLPipeline(
+        vae=tiny_vae(), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=tiny_sdxl_unet(),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
+                                set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type),
+        add_watermarker=False,
+    )  # fmt: skip
+
+
+def tiny_embeddings() -> dict[str, torch.Tensor]:
+    """Text embeddings for `tiny_sdxl_pipeline`."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {
+        "prompt_embeds": (1, 7, 48),
+        "negative_prompt_embeds": (1, 7, 48),
+        "pooled_prompt_embeds": (1, 32),
+        "negative_pooled_prompt_embeds": (1, 32),
+    }
+    return {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+
+
+PROMPTS = (
+    "a red sun setting over blue mountains at sunset",
+    "a white lighthouse on green hills under a starry night sky",
+    "a yellow sailboat on the sea at sunset with an orange sun",
+    "a red house with a blue roof in a snowy field on a clear day",
+    "a blue house on green hills at sunset",
+    "a red lighthouse by the sea on a clear day with a yellow sun",
+    "a white moon over purple mountains at night",
+    "a blue sailboat on a calm sea at night with a white moon",
+    "a green house on yellow hills on a clear day",
+    "an orange lighthouse in a snowy field at night",
+    "a red sailboat on the sea on a clear day",
+    "a yellow sun over green mountains on a clear day",
+    "a white house in a snowy field under a starry night sky",
+    "a yellow lighthouse on green hills at sunset with a red sun",
+    "an orange sailboat on the sea at night with a yellow moon",
+    "a blue lighthouse by the sea at sunset",
+)

@@ -1,0 +1,180 @@
+"""One picture from the command line: `make_picture` starts the ranks and waits, and this module run by torchrun is such
+a rank. No hub and no page; how the picture is made is the engine's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distri_engine.bands import check_bands
+from distri_engine.config import DistriConfig, check_size
+from distri_engine.request import GenerationRequest
+from distri_engine.telemetry import Finished, Prepared, StepDone
+from launcher import png
+from launcher.model import sizes
+from launcher.options import resolve
+from launcher.process import MakeEngine, die_with_parent, load_engine, reason
+from launcher.report import StepFigures, make_report
+from launcher.schema import as_config, as_parameters, as_request
+from launcher.start import Place, make_run_dir, rank_environment, remove_run_dir, torchrun_command
+
+RANK_MODULE = ("-m", "launcher.generate")
+
+
+class Failed(RuntimeError):
+    """The picture could not be made; the message is for people."""
+
+
+def make_picture(
+    request: GenerationRequest,
+    config: DistriConfig,
+    output: Path,
+    *,
+    ranks: int | None = None,
+    device: str = "auto",
+    model: str | None = None,
+    script: Sequence[str] = RANK_MODULE,
+) -> dict[str, Any]:
+    """Start a group for one picture, wait for it, and return the report.
+
+    Raises ValueError, before anything is started, for what cannot work, and Failed if the group fails.
+    """
+    began = time.monotonic()
+    if not output.parent.is_dir():
+        raise ValueError(f"the folder {output.parent} does not exist; make it first")
+    if not os.access(output.parent, os.W_OK):
+        raise ValueError(f"the folder {output.parent} cannot be written to; choose another")
+    ranks, device, model = resolve(ranks, device, model)
+    size, multiple = sizes(model)
+    if size is not None:
+        request = request.resolved(default_size=size)
+    for name in ("height", "width"):
+        if (side := getattr(request, name)) is not None:
+            check_size(name, side, multiple)
+    check_bands(request, config, ranks, multiple)
+    run_dir = make_run_dir()
+    try:
+        job: dict[str, Any] = {
+            "request": as_parameters(request),
+            "config": as_parameters(config),
+            "output": str(output.resolve()),
+        }
+        job |= {"model": model, "device": device, "began": began}
+        (run_dir / "job.json").write_text(json.dumps(job))
+        return _run(
+            run_dir, torchrun_command(run_dir, ranks, script, restarts=0), rank_environment(run_dir, ranks, device)
+        )
+    finally:
+        remove_run_dir(run_dir)
+
+
+def _run(run_dir: Path, command: list[str], env: dict[str, str]) -> dict[str, Any]:
+    log = run_dir / "log"
+    with log.open("wb") as noise:
+        agent = subprocess.Popen(command, env=env, stderr=noise, preexec_fn=die_with_parent)
+        try:
+            code = agent.wait()
+        except KeyboardInterrupt:
+            agent.wait()  # it got the same Ctrl+C
+            raise
+    error = run_dir / "error.json"
+    if error.exists():
+        kind, message = json.loads(error.read_text())
+        raise ValueError(message) if kind == "value" else Failed(message)
+    if code:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        found = [line for line in lines if "exitcode" in line or "Signal" in line] or lines or [f"exit code {code}"]
+        raise Failed(f"the group ended before the picture was done: {found[-1].strip()}")
+    return dict(json.loads((run_dir / "report.json").read_text()))
+
+
+def be_rank(make_engine: MakeEngine = load_engine) -> None:
+    """One rank of the group that `make_picture` started."""
+    die_with_parent()
+    place = Place.here()
+    job = json.loads((place.run_dir / "job.json").read_text())
+    try:
+        _make(place, job, make_engine)
+    except Exception as error:
+        try:  # the first error is the one that counts: it takes the other ranks with it
+            with (place.run_dir / "error.json").open("x") as file:
+                json.dump(["value" if isinstance(error, ValueError) else "other", reason(error)], file)
+        except FileExistsError:
+            pass
+        raise
+
+
+def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
+    import torch
+
+    from distri_engine.mesh import resolve_device
+    from launcher import group
+
+    engine = make_engine(job["model"], job["device"], place.rank, place.world_size)
+    request = as_request(job["request"])
+    if request.seed is None:
+        raise AssertionError("the seed is drawn before the ranks start, or they would draw different ones")
+    request = request.resolved(default_size=engine.info.default_size)
+    config = as_config(job["config"]).replace(height=request.height, width=request.width)
+    device = resolve_device(job["device"])
+    mesh = group.join("generate", place.run_dir, rank=place.rank, world_size=place.world_size, device=device)
+    engine.attach(mesh)
+    startup = time.monotonic() - job["began"]
+
+    steps: list[StepDone] = []
+    finished = Finished()
+    for event in engine.generate(request, config):
+        match event:
+            case StepDone():
+                steps.append(event)
+                if place.rank == 0 and sys.stdout.isatty():
+                    print(f"\rstep {event.step + 1} / {event.steps} ", end="", flush=True)
+            case Finished():
+                finished = event
+            case Prepared():
+                pass
+    figures = torch.tensor(
+        [[s.phase == "stale", s.compute_ms, s.wait_ms, s.sent_bytes, s.memory_mb] for s in steps],
+        dtype=torch.float64,
+        device=mesh.wire_device,
+    )
+    everyone = [torch.empty_like(figures) for _ in range(place.world_size)]
+    torch.distributed.all_gather(everyone, figures)
+    if place.rank == 0:
+        saving = time.perf_counter()
+        text = png.parameters(request, config, model=engine.info.name, ranks=place.world_size)
+        paths = png.save_all(finished.images, Path(job["output"]), text)
+        seconds = {**finished.seconds, "save": time.perf_counter() - saving}
+        by_step = torch.stack(everyone, dim=1).tolist()  # [step][rank][figure]
+        report = make_report(
+            request=as_parameters(request),
+            config=as_parameters(config),
+            model=engine.info.name,
+            device=job["device"],
+            threads_per_rank=torch.get_num_threads(),
+            startup_seconds=startup,
+            seconds=seconds,
+            steps=[[_figures(*one) for one in ranks] for ranks in by_step],
+            memory_mb=[max(memory) for memory in torch.stack(everyone)[..., 4].tolist()],
+            image=str(paths[0]),
+        )
+        (place.run_dir / "report.json").write_text(json.dumps(report))
+    engine.detach()
+    group.leave()
+
+
+def _figures(stale: float, compute_ms: float, wait_ms: float, sent_bytes: float, _: float) -> StepFigures:
+    return StepFigures(
+        phase="stale" if stale else "sync", compute_ms=compute_ms, wait_ms=wait_ms, sent_bytes=int(sent_bytes)
+    )
+
+
+if __name__ == "__main__":
+    be_rank()

@@ -1,0 +1,45 @@
+"""What every process that holds an engine does first, and the engine that it loads. What it then does with it is the
+business of worker.py and generate.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from distri_engine.errors import EngineError
+from launcher.options import usable_cores
+
+if TYPE_CHECKING:
+    from distri_engine.engine import Engine
+
+MakeEngine = Callable[[str, str, int, int], "Engine"]  # model, device, rank, world size
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that ends. A rank's first statement."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the kernel knew
+        os._exit(1)
+
+
+def load_engine(model: str, device: str, rank: int, world_size: int) -> Engine:
+    """The real engine, with this machine's cores divided among the ranks."""
+    import torch
+
+    from distri_engine.engine import Engine
+
+    torch.set_num_threads(max(1, usable_cores() // world_size))
+    return Engine(model, device=device, rank=rank, world_size=world_size)
+
+
+def reason(error: Exception) -> str:
+    """What to tell people about an exception: its first line, without the traceback."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return (text if isinstance(error, (ValueError, EngineError)) else f"{type(error).__name__}: {text}")[:500]

@@ -1,0 +1,105 @@
+"""The page's API: what /generate, /compare and /status do, as plain generators over the client. Their signatures and
+names belong to app.py.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from distri_engine.config import DistriConfig
+from distri_engine.request import GenerationRequest
+from launcher.client import Client
+from launcher.web import cards, settings
+from launcher.web.header import mood
+from launcher.web.take import Take
+
+Answer = dict[str, Any]
+Files = tuple[Answer | None, ...]
+METHODS = ("patch", "naive_patch", "single")  # the order in which /compare makes them
+
+
+def generate(client: Client, values: Mapping[str, Any]) -> Iterator[tuple[Answer | None, Answer]]:
+    """Progress while the picture is made, then (picture file, report). Closing the generator cancels the picture."""
+    request, config = parameters(values)
+    for take, progress in _make(client, request, config, comparison=""):
+        yield (_file(take), take.report) if take else (None, progress)
+
+
+def compare(client: Client, values: Mapping[str, Any]) -> Iterator[Files]:
+    """Progress, with each picture as soon as it is there; last (one device, naive, DistriFusion, report)."""
+    chosen = settings.split_batch(values.get("split_batch"), client.status().ranks)
+    request, config = parameters({**values, "split_batch": chosen})
+    request = request.replace(seed=secrets.randbelow(2**32) if request.seed is None else request.seed)
+    takes: dict[str, Take] = {}
+    comparison = secrets.token_hex(8)
+    for method in METHODS:
+        for take, progress in _make(client, request, config.replace(parallelism=method), comparison=comparison):
+            if take:
+                takes[method] = take
+            yield (*_files(takes), progress | {"method": method})
+    yield (*_files(takes), comparison_report(takes))
+
+
+def status(client: Client) -> Answer:
+    """{"state", "ranks", "device", "model", "queue", "restarts"}."""
+    now = client.status()
+    return {
+        "state": mood(now),
+        "ranks": now.ranks,
+        "device": now.device,
+        "model": now.model.name if now.model else None,
+        "queue": now.queue,
+        "restarts": now.restarts,
+    }
+
+
+def comparison_report(takes: Mapping[str, Take]) -> Answer:
+    """The reports of three pictures, with PSNR (null for equal pictures), SSIM and speed-up over one device."""
+    report: Answer = {method: take.report for method, take in takes.items()}
+    likeness = {method: like for method in takes if (like := cards.quality(takes, method))}
+    report["psnr"] = {name: None if math.isinf(like["psnr"]) else like["psnr"] for name, like in likeness.items()}
+    report["ssim"] = {name: like["ssim"] for name, like in likeness.items()}
+    report["speedup_vs_one_device"] = {name: ratio for name in takes if (ratio := cards.speed(takes, name))}
+    return report
+
+
+def parameters(values: Mapping[str, Any]) -> tuple[GenerationRequest, DistriConfig]:
+    """The request and the config that flat parameters describe. Raises ValueError."""
+    requested = {field.name: values[field.name] for field in fields(GenerationRequest) if field.name in values}
+    names = {field.name for field in fields(DistriConfig)} - {"height", "width"}
+    return GenerationRequest(**requested), DistriConfig(**{name: values[name] for name in names if name in values})
+
+
+def _make(
+    client: Client, request: GenerationRequest, config: DistriConfig, *, comparison: str
+) -> Iterator[tuple[Take | None, Answer]]:
+    id = client.submit(request, config, comparison=comparison)
+    update = None
+    try:
+        for update in client.updates(id):
+            progress = {
+                "id": id,
+                "state": update.state,
+                "message": update.message,
+                "step": update.step,
+                "steps": update.steps,
+                "seed": update.request.get("seed"),
+            }
+            if update.state in ("cancelled", "failed"):
+                raise RuntimeError(update.message)
+            yield Take.of(update), progress
+    finally:
+        if update is None or not update.final:
+            client.cancel(id)  # the caller went away
+
+
+def _file(take: Take) -> Answer:
+    return {"path": take.picture, "mime_type": "image/png", "meta": {"_type": "gradio.FileData"}}
+
+
+def _files(takes: Mapping[str, Take]) -> Files:
+    return tuple(_file(takes[method]) if method in takes else None for method in reversed(METHODS))

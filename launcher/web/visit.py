@@ -1,0 +1,281 @@
+"""What happens on the page: every event as a method that answers with a frame, a dictionary from the names of panels
+and controls to what they show next. Components and events belong to app.py, which turns frames into Gradio updates.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from launcher.client import Client
+from launcher.schema import Record, Refused, Update
+from launcher.web import cards, gallery, header, lanes, settings, stage
+from launcher.web.take import Take, by_method
+
+Frame = dict[str, Any]
+GRACE_S = 15.0  # a page that reloads is back within this time; after it, baselines nobody watches are dropped
+NO_RUN: Frame = {"ids": [], "busy": False, "takes": {}}
+VIEWS = {"Slider": "slider", "Side by side": "sides", "Difference": "difference"}
+
+
+class Props(dict[str, Any]):
+    """Properties of a component, where it is not only the value that changes."""
+
+
+class Visits:
+    """The events of every visitor. What a visitor has on the page travels in `run` (the
+    current run) and `browser` (who this is), not in here."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._watchers: Counter[str] = Counter()
+
+    # --- a run: one picture, or the same picture by two or three methods
+
+    def start(self, browser: Frame, values: Mapping[str, Any]) -> Frame:
+        """Submit the pictures that the controls ask for. Raises ValueError or Refused, and nothing is started then."""
+        request, configs = settings.plan(values, self.client.status())
+        comparison, ids = secrets.token_hex(8), list[str]()
+        try:
+            for config in configs:
+                ids.append(self.client.submit(request, config, visitor=browser["visitor"], comparison=comparison))
+        except (ValueError, Refused):
+            for id in ids:
+                self.client.cancel(id)
+            raise
+        run = {"ids": ids, "busy": True, "takes": {}}
+        return {"current": run, "browser": browser | {"ids": ids}, "seed": request.seed, **buttons("starting")}
+
+    def follow(self, run: Frame, browser: Frame) -> Iterator[Frame]:
+        """What a run shows until its last picture is done, stopped or failed. Closed early if the tab is."""
+        ids, ended = tuple(run["ids"]), False
+        self._watchers.update(ids)
+        try:
+            yield from self._frames(run, browser["visitor"])
+            ended = True
+        finally:
+            self._watchers.subtract(ids)
+            if not ended:
+                timer = threading.Timer(GRACE_S, self._abandon, [ids])
+                timer.daemon = True
+                timer.start()
+
+    def _frames(self, run: Frame, visitor: str) -> Iterator[Frame]:
+        if not run["busy"]:
+            yield {"current": run}
+            return
+        methods = {id: str(self._now(id).config["parallelism"]) for id in run["ids"]}
+        takes: dict[str, Take] = {}
+        first: Take | None = None
+        update: Update | None = None
+        shown, drawn = "", Frame()
+        for index, id in enumerate(run["ids"]):
+            waiting = [methods[other] for other in run["ids"][index + 1 :]]
+            for update in self.client.updates(id):
+                if update.final:
+                    break
+                frame = {
+                    "top": self._top(run),
+                    "stage": stage.live(update, first),
+                    "cards": cards.cards(takes, running=methods[id], waiting=waiting),
+                }
+                if update.lanes:
+                    frame["lanes"] = lanes.live(update)
+                if update.state != shown:
+                    shown = update.state
+                    frame |= buttons(shown)
+                yield frame
+            take = Take.of(update) if update else None
+            if update is None or take is None:
+                break
+            takes[take.method] = take
+            if first is None:
+                first, drawn = take, lanes.live(update) if update.lanes else {}
+            yield {"stage": stage.done(first), "gallery": self._gallery(visitor), "links": links(takes)}
+        # The lanes of the first picture stay, because that is the one whose devices worked together.
+        kept = {"lanes": drawn} if drawn else {}
+        yield self._ending(takes, update) | kept | {"gallery": self._gallery(visitor)}
+
+    def stop(self, run: Frame) -> None:
+        """Stop everything of a run, what waits before what works; `follow` shows the end of it."""
+        for id in reversed(run["ids"]):
+            self.client.cancel(id)
+
+    def _ending(self, takes: dict[str, Take], last: Update | None = None) -> Frame:
+        """The last frame of a run, also of one from the history."""
+        stopped = last if last and last.state != "done" else None
+        results = cards.cards(takes)
+        if stopped and takes:
+            results["story"] = f"{stopped.message} {results['story']}"
+        frame = {
+            "current": {"ids": [take.id for take in takes.values()], "busy": False, "takes": takes},
+            "top": header.header(self.client.status()),
+            "cards": results,
+            "links": links(takes),
+            **buttons("idle"),
+        }
+        if last and last.lanes:
+            frame["lanes"] = lanes.live(last)
+        if stopped and not takes:
+            return frame | {"stage": stage.ended(stopped)} | tools(usable=False)
+        pair = next((pair for pair in stage.PAIRS if all(side in takes for side in pair)), None)
+        return frame | _look(takes, pair, "slider")
+
+    def look(self, run: Frame, pair: str, view: str) -> Frame:
+        """Another pair of a finished run, or another way to look at it."""
+        if run["busy"]:
+            return {}
+        wanted = next(each for each in stage.PAIRS if stage.pair_name(each) == pair)
+        for side in wanted:
+            if side not in run["takes"]:
+                raise ValueError(
+                    f"{stage.side_name(side)} was not part of this run; add it under Run and generate again"
+                )
+        return _look(run["takes"], wanted, VIEWS[view])
+
+    def _abandon(self, ids: tuple[str, ...]) -> None:
+        """The tab is gone: the picture at work is finished for the history, waiting baselines are dropped."""
+        for id in ids[1:]:
+            if not self._watchers[id] and self._now(id).state == "queued":
+                self.client.cancel(id)
+
+    def _top(self, run: Frame) -> Frame:
+        own = sum(self._now(id).state == "queued" for id in run["ids"]) if run["busy"] else 0
+        return header.header(self.client.status(), own=own)
+
+    def _now(self, id: str) -> Update:
+        return next(self.client.updates(id))
+
+    # --- coming, and coming back
+
+    def arrive(self, browser: Frame, query: Mapping[str, str]) -> tuple[Frame, list[str]]:
+        """A visitor opens the page: with a link, during a run, after one, or for the first time. Also returns what
+        was wrong with the link.
+        """
+        visitor = str(browser.get("visitor") or secrets.token_hex(16))
+        ids = [id for id in browser.get("ids") or [] if isinstance(id, str)]
+        values, complaints = settings.from_link(query)
+        status = self.client.status()
+        frame: Frame = {
+            "browser": {"visitor": visitor, "ids": ids},
+            "current": NO_RUN,
+            "top": header.header(status),
+            "stage": stage.IDLE,
+            "lanes": lanes.resting(status),
+            "cards": cards.cards({}),
+            "gallery": self._gallery(visitor),
+            **self._readiness(header.mood(status)),
+            **self._own_size(),
+        }
+        running = self.client.running(visitor=visitor)
+        if running:
+            ids = ids if set(ids) & set(running) else running
+            main = self._now(ids[0])
+            methods = [str(self._now(id).config["parallelism"]) for id in ids]
+            values = settings.of_picture(main.request, main.config, methods) | values
+            frame |= {"current": {"ids": ids, "busy": True, "takes": {}}, **buttons(main.state)}
+        elif not values:
+            records = self.client.history(visitor=visitor, limit=100)
+            frame |= self._bring_back([record for record in records if record.id in ids])
+        return frame | self._fill(values), complaints
+
+    def recall(self, run: Frame, browser: Frame, id: str) -> Frame:
+        """A picture of the gallery comes back, with all its settings. Raises ValueError if it cannot."""
+        if run["busy"]:
+            raise ValueError("A picture is being made; stop it or wait, then look at others")
+        for group in gallery.runs(self.client.history(visitor=browser["visitor"], limit=100)):
+            if any(record.id == id for record in group):
+                return self._bring_back(group)
+        raise ValueError("This picture is no longer in the history")
+
+    def _bring_back(self, records: Sequence[Record]) -> Frame:
+        takes = by_method(sorted(records, key=lambda record: record.finished))
+        if not takes:
+            return {}
+        main = next(iter(takes.values()))
+        return self._ending(takes) | self._fill(settings.of_picture(main.request, main.config, list(takes)))
+
+    def _fill(self, values: Mapping[str, Any]) -> Frame:
+        frame: Frame = dict(values)
+        model = self.client.status().model
+        if model and ("width" in values or "height" in values):
+            frame["aspect"] = settings.ratio_of(values.get("width"), values.get("height"), model)
+        return frame
+
+    def _gallery(self, visitor: str) -> Frame:
+        return {"tiles": gallery.tiles(self.client.history(visitor=visitor, limit=3 * gallery.SIZE))}
+
+    # --- between runs
+
+    def tick(self, run: Frame, mood: str) -> Frame:
+        """Every two seconds: the badge, and what depends on the group being ready."""
+        status = self.client.status()
+        now = header.mood(status)
+        frame: Frame = {"top": self._top(run)}
+        if now != mood and not run["busy"]:
+            frame |= self._readiness(now)
+            if mood == "loading":
+                frame |= self._own_size()
+        return frame
+
+    def _own_size(self) -> Frame:
+        model = self.client.status().model
+        return {"width": model.default_size, "height": model.default_size, "aspect": "1:1"} if model else {}
+
+    def _readiness(self, mood: str) -> Frame:
+        words = {"loading": "Loading model…", "lost": "Restarting…", "dead": "Not available"}
+        usable = mood not in words
+        frame: Frame = {"mood": mood, "generate": Props(value=words.get(mood, "Generate"), interactive=usable)}
+        model = self.client.status().model
+        return frame | {"chips": {"chips": settings.examples(model)}} if model else frame
+
+    def resize(self, ratio: str) -> Frame:
+        """Width and height for an aspect ratio."""
+        model = self.client.status().model
+        width, height = settings.size_of(ratio, model) if model else (None, None)
+        return {"width": width, "height": height}
+
+
+def _look(takes: dict[str, Take], pair: tuple[str, str] | None, view: str) -> Frame:
+    """The stage with two pictures of a run in one of the views, or with the only one there is."""
+    compared = stage.compare(takes, pair, view) if pair else None
+    if pair is None or compared is None:
+        only = next(iter(takes.values()), None)
+        return {"stage": stage.done(only) if only else stage.IDLE} | tools(usable=False)
+    frame = {"stage": compared, **tools(usable=True)}
+    frame["pair"]["value"] = stage.pair_name(pair)
+    frame["view"]["value"] = next(name for name, each in VIEWS.items() if each == view)
+    if view == "slider":
+        frame["slider"] = tuple(takes[side].picture for side in pair)
+    return frame
+
+
+def tools(*, usable: bool) -> Frame:
+    """The two switches under the stage."""
+    return {"pair": Props(interactive=usable), "view": Props(interactive=usable)}
+
+
+def buttons(state: str) -> Frame:
+    """Generate and Stop, by what a run is doing; "idle" stands for none."""
+    if state == "idle":
+        return {
+            "generate": Props(value="Generate", interactive=True),
+            "stop": Props(value="Stop", interactive=False),
+        }
+    waiting = state == "queued"
+    return {
+        "generate": Props(value="Waiting…" if waiting else "Generating…", interactive=False),
+        "stop": Props(value="Leave" if waiting else "Stop", interactive=True),
+    }
+
+
+def links(takes: Mapping[str, Take]) -> Frame:
+    """Where the main picture can be downloaded, and the link that makes it again."""
+    if not takes:
+        return {}
+    main = next(iter(takes.values()))
+    values = settings.of_picture(main.request, main.config, list(takes))
+    return {"path": main.picture, "name": f"{main.request['seed']}.png", "link": settings.to_link(values)}

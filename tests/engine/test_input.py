@@ -1,0 +1,66 @@
+"""Bad input in Python: one sentence with the number, the rule and the remedy, and nothing started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distri_engine import DistriConfig, DistriSDXLPipeline, Engine, GenerationRequest, ModelError
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"prompt": "  "}, "the prompt is empty"),
+        ({"prompt": "x" * 2001}, "prompt has 2001 characters, the limit is 2000"),
+        ({"prompt": "x", "steps": 9999}, "steps 9999 is out of range; give a number from 1 to 1000"),
+        ({"prompt": "x", "steps": 0}, "steps 0 is out of range"),
+        ({"prompt": "x", "steps": 2.5}, "steps 2.5 is not a whole number"),
+        ({"prompt": "x", "height": 1000}, "height 1000 is not a multiple of 32; nearest: 992 or 1024"),
+        ({"prompt": "x", "width": 8}, "width 8 is not a multiple of 32; nearest: 32"),
+        ({"prompt": "x", "width": -64}, "width -64 is not a positive multiple of 32"),
+        ({"prompt": "x", "seed": -1}, "seed -1 is out of range"),
+        ({"prompt": "x", "guidance_scale": float("nan")}, "guidance_scale nan is not a finite number"),
+        ({"prompt": "x", "scheduler": "heun"}, "unknown scheduler 'heun'; choose one of: ddim, euler, dpm-solver"),
+        ({"prompt": "x", "images": 99}, "images 99 is out of range"),
+        ({"prompt": None}, "prompt None is not text"),
+    ],
+)
+def test_requests(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        GenerationRequest(**fields)
+    assert str(raised.value).startswith(sentence)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"height": 1000}, "height 1000 is not a multiple of 32; nearest: 992 or 1024"),
+        ({"width": 0}, "width 0 is not a positive multiple of 32"),
+        ({"mode": "async"}, "unknown mode 'async'; choose one of: full_sync, sync_gn"),
+        ({"parallelism": "magic"}, "unknown parallelism 'magic'; choose one of: single, naive_patch, patch"),
+        ({"split_scheme": "diagonal"}, "unknown split_scheme 'diagonal'; choose one of: row, col, alternate"),
+        ({"warmup_steps": -1}, "warmup_steps -1 is out of range"),
+        ({"comm_checkpoint": 0}, "comm_checkpoint 0 is out of range"),
+        ({"split_batch": "no"}, "split_batch 'no' is not True or False"),
+    ],
+)
+def test_configs(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        DistriConfig(**fields)
+    assert str(raised.value).startswith(sentence)
+
+
+def test_models_that_cannot_be_opened(tmp_path: Any) -> None:
+    with pytest.raises(ModelError, match=r"has no model_index.json; give a diffusers SDXL folder"):
+        Engine(str(tmp_path), device="cpu")
+    (tmp_path / "model_index.json").write_text("{not json")
+    with pytest.raises(ModelError, match="cannot be opened as an SDXL pipeline") as raised:
+        Engine(str(tmp_path), device="cpu")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ModelError):
+        DistriSDXLPipeline.from_pretrained(str(tmp_path), distri_config=DistriConfig())
+    with pytest.raises(ValueError, match="unknown device 'tpu'"):
+        Engine(str(tmp_path), device="tpu")

@@ -1,0 +1,126 @@
+"""Each patched layer alone against its plain twin, on uneven bands."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from distri_engine.bands import cut_rows
+from tests.support.gang import run_on_ranks
+from tests.support.models import relative
+
+HEIGHT, WIDTH, UNIT = 28, 12, 4  # 7 units: 3 ranks own 12, 8 and 8 rows, 4 ranks 8, 8, 8 and 4
+
+
+def convolutions() -> list[nn.Conv2d]:
+    torch.manual_seed(0)
+    return [
+        nn.Conv2d(8, 6, 3, padding=1),
+        nn.Conv2d(8, 6, 3, padding=1, stride=2),
+        nn.Conv2d(8, 6, 5, padding=2, bias=False),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4),
+        nn.Conv2d(8, 6, (3, 1), padding=(1, 0)),
+    ]
+
+
+def norms() -> list[nn.GroupNorm]:
+    torch.manual_seed(1)
+    made = [nn.GroupNorm(4, 8), nn.GroupNorm(8, 8, eps=1e-6), nn.GroupNorm(2, 8, affine=False)]
+    for norm in made[:2]:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    return made
+
+
+def picture(scale: float = 1.0, offset: float = 0.0) -> torch.Tensor:
+    """[2, 8, HEIGHT, WIDTH]"""
+    return torch.randn(2, 8, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2)) * scale + offset
+
+
+def run_layers() -> dict[str, list[torch.Tensor]]:
+    """On a rank: its rows of every layer's output."""
+    from distri_engine import DistriConfig, open_mesh
+    from distri_engine.exchange import Exchange
+    from distri_engine.layers.patch_attention import GatheredProjection
+    from distri_engine.layers.patch_conv import PatchConv2d, SlicedConv2d, halo_rows
+    from distri_engine.layers.patch_norm import PatchGroupNorm
+    from distri_engine.step import StepClock
+
+    config = DistriConfig(mode="full_sync", split_batch=False)
+    with torch.no_grad(), open_mesh(config) as mesh:
+        clock = StepClock()
+        exchange = Exchange(mesh, clock)
+        clock.begin(None)
+        clock.tick()
+        boxes = cut_rows(HEIGHT, WIDTH, UNIT, mesh.size)
+        exchange.begin(config, mesh.axes(config, guided=False), boxes)
+        mine = boxes[mesh.rank]
+
+        def rows(x: torch.Tensor) -> torch.Tensor:
+            return x[:, :, mine.top : mine.bottom]
+
+        x, tokens = picture(), picture().flatten(2).transpose(1, 2)
+        own_tokens = tokens[:, mine.top * WIDTH : mine.bottom * WIDTH]
+        torch.manual_seed(3)
+        linear = nn.Linear(8, 5)
+        return {
+            "conv": [PatchConv2d(conv, exchange.halo(*halo_rows(conv)))(rows(x)) for conv in convolutions()],
+            "conv_in": [SlicedConv2d(conv, exchange)(x) for conv in convolutions()[:1]],
+            "norm": [PatchGroupNorm(norm, exchange.stats())(rows(x)) for norm in norms()],
+            "far": [PatchGroupNorm(norms()[0], exchange.stats())(rows(picture(0.1, 30.0)))],
+            "half": [PatchGroupNorm(norms()[2], exchange.stats())(rows(picture(300.0).half()))],
+            "tokens": [PatchGroupNorm(norms()[0], exchange.stats())(own_tokens.transpose(1, 2))],
+            "gather": [GatheredProjection(linear, exchange.gather())(own_tokens)],
+        }
+
+
+@pytest.mark.parametrize("world", [1, 3, 4])
+def test_layers_equal_their_plain_twins(world: int) -> None:
+    ranks = run_on_ranks(world, run_layers)
+    x, tokens = picture(), picture().flatten(2).transpose(1, 2)
+
+    def met(name: str, index: int, dim: int = 2) -> torch.Tensor:
+        return torch.cat([rank[name][index] for rank in ranks], dim=dim)
+
+    with torch.no_grad():
+        for index, conv in enumerate(convolutions()):
+            assert relative(met("conv", index), conv(x)) < 1e-6, conv
+        assert relative(met("conv_in", 0), convolutions()[0](x)) < 1e-6
+        for index, norm in enumerate(norms()):
+            assert relative(met("norm", index), norm(x)) < 1e-6, norm
+        # A mean 300 times the deviation: float32 moments would lose three digits here.
+        assert relative(met("far", 0), norms()[0](picture(0.1, 30.0).double().float())) < 1e-4
+        # Squares of float16 numbers of this size are infinite in float16.
+        half = met("half", 0)
+        assert half.dtype == torch.float16
+        assert relative(half, norms()[2](picture(300.0).half().float())) < 1e-3
+        assert relative(met("tokens", 0), norms()[0](tokens.transpose(1, 2))) < 1e-6
+        torch.manual_seed(3)
+        expected = nn.Linear(8, 5)(tokens)
+        for rank in ranks:
+            assert relative(rank["gather"][0], expected) < 1e-6
+
+
+def test_text_projection_is_computed_once_a_picture() -> None:
+    from distri_engine.layers.patch_attention import TextProjection
+    from distri_engine.step import StepClock
+
+    calls = []
+
+    def project(text: torch.Tensor) -> torch.Tensor:
+        calls.append(text)
+        return text * 2
+
+    clock = StepClock()
+    clock.begin(None)
+    layer, text = TextProjection(project, clock), torch.ones(1, 7, 4)
+    assert torch.equal(layer(text), text * 2)
+    assert torch.equal(layer(text), text * 2)
+    assert len(calls) == 1
+    text += 1  # a callback that edits the embeddings in place
+    assert torch.equal(layer(text), text * 2)
+    assert torch.equal(layer(text.clone()), text * 2)
+    clock.begin(None)
+    assert torch.equal(layer(text), text * 2)
+    assert len(calls) == 4

@@ -1,0 +1,192 @@
+"""Real process groups with the toy engine: two ranks under torchrun, and every fault that a night in production brings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ToyGroup, alive, cpu_seconds, descendants, listeners, until
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyGroup]:
+    """One group for all tests that leave it alive."""
+    with ToyGroup(tmp_path_factory.mktemp("group")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def picture(group: ToyGroup) -> bytes:
+    """What an undisturbed run makes."""
+    return Path(group.make(steps=STEPS)["picture"]).read_bytes()
+
+
+def same(group: ToyGroup, picture: bytes) -> bool:
+    """Whether the next picture is what an undisturbed run makes."""
+    return Path(group.make(steps=STEPS)["picture"]).read_bytes() == picture
+
+
+def test_a_picture_and_its_report(group: ToyGroup) -> None:
+    update = group.make(steps=STEPS)
+    assert (update["state"], update["attempt"], update["phases"]) == ("done", 1, "SSddd")
+    assert update["states"][-1] == "done"
+    report = update["report"]
+    assert set(report) == {
+        "request", "config", "model", "device", "ranks", "threads_per_rank", "startup_seconds", "seconds", "steps",
+        "memory_mb", "image",
+    }  # fmt: skip
+    assert sum(report["seconds"][name] for name in ("text", "denoise", "decode", "save")) == pytest.approx(
+        report["seconds"]["total"], abs=1e-5
+    )
+    assert [(step["step"], len(step["ranks"])) for step in report["steps"]] == [(n, 2) for n in range(STEPS)]
+    assert Path(report["image"]).name == f"{update['id']}.png"
+    assert [lane["box"] for lane in update["lanes"]] == [[0, 0, 64, 32], [0, 32, 64, 64]]
+    assert update["preview"].startswith("data:image/jpeg;base64,")
+    assert group.call("history", visitor="v")[0]["id"] == update["id"]
+
+
+def test_every_listener_of_the_group_is_on_loopback(group: ToyGroup) -> None:
+    group.make()
+    assert listeners([group.process.pid, *descendants(group.process.pid)]) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("step", [-1, 0, 2, STEPS - 1, STEPS])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exception_is_reported_and_the_same_processes_go_on(
+    group: ToyGroup, picture: bytes, rank: int, step: int
+) -> None:
+    before = group.pids()
+    begin = time.monotonic()
+    update = group.make(f"fail rank={rank} step={step};", steps=STEPS)
+    assert update["state"] == "failed"
+    assert update["message"] == f"rank {rank}: RuntimeError: toy fault on rank {rank} at step {step}"
+    assert same(group, picture)
+    assert time.monotonic() - begin < 4
+    assert group.pids() == before
+    assert group.call("status")["restarts"] == 0
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.03, 0.08, 0.13, 0.2])
+def test_stop_ends_at_one_step_and_the_next_picture_is_unharmed(group: ToyGroup, picture: bytes, moment: float) -> None:
+    req = group.submit("slow 30", steps=30)
+    time.sleep(moment)
+    begin = time.monotonic()
+    for _ in range(3):
+        group.call("cancel", req=req)
+    update = group.call("wait", req=req)
+    assert time.monotonic() - begin < 1
+    assert update["state"] == "cancelled"
+    assert len({lane["step"] for lane in update["lanes"]}) == 1
+    assert update["message"] == f"Stopped at step {update['step']}. Your prompt and seed are kept."
+    assert same(group, picture)
+
+
+def test_an_idle_peer_sleeps_and_wakes_quickly(group: ToyGroup) -> None:
+    group.make()
+    peer = group.pids()[1]
+    before = cpu_seconds(peer)
+    time.sleep(10)
+    assert cpu_seconds(peer) - before <= 0.01  # 0.1 % of 10 s, and the clock's resolution
+    assert group.make()["lanes"][1]["history"][0][1] < 500  # the first step waits for nobody who sleeps
+
+
+def test_pictures_are_made_one_after_another(group: ToyGroup) -> None:
+    ids = [group.submit("slow 30", steps=3, visitor="queue") for _ in range(3)]
+    assert group.call("running", visitor="queue") == ids
+    assert [group.call("wait", req=req)["state"] for req in ids] == ["done"] * 3
+    assert [record["id"] for record in group.call("history", visitor="queue")] == ids[::-1]
+
+
+def test_group_timeouts_do_not_matter_to_an_idle_group(tmp_path: Path) -> None:
+    with ToyGroup(tmp_path, env={"TOY_GROUP_TIMEOUT": "2"}) as group:
+        assert group.make()["state"] == "done"
+        time.sleep(6)
+        assert group.make()["state"] == "done"
+        assert group.call("status")["restarts"] == 0
+
+
+def test_killed_ranks_come_back_and_the_picture_is_made_after_all(tmp_path: Path, picture: bytes) -> None:
+    with ToyGroup(tmp_path) as group:
+        assert same(group, picture)
+        for rank in (1, 0):
+            history = group.call("history", visitor="v")
+            req = group.submit("slow 100", steps=20)
+            until(lambda req=req: group.call("now", req=req)["step"] > 1)
+            begin = time.monotonic()
+            os.kill(group.pids()[rank], signal.SIGKILL)
+            update = group.wait_across_restarts(req)
+            assert time.monotonic() - begin < 30
+            assert (update["state"], update["attempt"]) == ("done", 2)
+            assert group.call("history", visitor="v")[1:] == history
+            status = group.call("status")
+            assert status["last_error"].startswith(f"rank {rank} stopped answering")
+            assert same(group, picture)
+        assert group.call("status")["restarts"] == 2
+
+
+def test_what_kills_the_group_twice_is_given_up(tmp_path: Path, picture: bytes) -> None:
+    with ToyGroup(tmp_path) as group:
+        update = group.wait_across_restarts(group.submit("kill rank=1 step=1;"))
+        assert (update["state"], update["message"]) == ("failed", "the group died twice while running this")
+        until(group.ready, 60)
+        assert same(group, picture)
+
+
+def test_a_rank_that_hangs_is_replaced(tmp_path: Path) -> None:
+    with ToyGroup(tmp_path) as group:
+        req = group.submit("slow 50", steps=60)
+        until(lambda: group.call("now", req=req)["step"] > 1)
+        os.kill(group.pids()[1], signal.SIGSTOP)
+        update = group.wait_across_restarts(req, 60)
+        assert (update["state"], update["attempt"]) == ("done", 2)
+
+
+@pytest.mark.parametrize("standalone", [False, True])
+def test_without_its_agent_a_group_is_gone(tmp_path: Path, standalone: bool) -> None:
+    with ToyGroup(tmp_path, standalone=standalone) as group:
+        pids = descendants(group.process.pid)
+        assert len(pids) >= 2
+        group.submit("slow 100", steps=50)
+        group.process.kill()
+        until(lambda: not any(map(alive, pids)), 5)
+
+
+def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
+    with ToyGroup(tmp_path) as group:
+        pids = descendants(group.process.pid)
+        group.submit("slow 100", steps=50)
+        for pid in [group.process.pid, *pids]:  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+        group.process.wait(10)
+        until(lambda: not any(map(alive, pids)), 5)
+
+
+def test_plain_torchrun_works_warns_once_and_restarts(tmp_path: Path, picture: bytes) -> None:
+    with ToyGroup(tmp_path, standalone=True) as group:
+        assert same(group, picture)
+        req = group.submit("slow 100", steps=20)
+        os.kill(group.pids()[1], signal.SIGKILL)
+        assert group.wait_across_restarts(req)["attempt"] == 2
+        assert group.log.read_text().count("started by plain torchrun") == 1
+
+
+def test_the_terminal_shows_one_line(tmp_path: Path) -> None:
+    with ToyGroup(tmp_path) as group:
+        group.make()
+        assert group.log.read_text() == f"DistriFusion Live: http://127.0.0.1:{group.port} (2 ranks)\n"
+
+
+def test_weights_that_do_not_load_are_said_and_nothing_restarts(tmp_path: Path) -> None:
+    with ToyGroup(tmp_path, env={"TOY_LOAD_ERROR": "rank 1"}, wait_for="dead") as group:
+        status = group.call("status")
+        assert "toy weights do not load" in status["last_error"]
+        with pytest.raises(RuntimeError, match="Refused.*toy weights"):
+            group.submit()
+        assert group.call("status")["restarts"] == 0

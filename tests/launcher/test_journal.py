@@ -1,0 +1,144 @@
+"""The journal: what was accepted is never lost, what ended ends once, and damage to the file costs nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distri_engine.config import DistriConfig
+from distri_engine.request import GenerationRequest
+from launcher.job import Job
+from launcher.journal import Journal, data_folder
+from launcher.schema import as_parameters
+
+
+def job(req: str, visitor: str = "v") -> Job:
+    request = GenerationRequest(prompt=f"prompt of {req}", steps=3, seed=1, height=64, width=64)
+    return Job(id=req, request=as_parameters(request), config=as_parameters(DistriConfig()), visitor=visitor)
+
+
+def done(journal: Journal, one: Job) -> None:
+    one.pictures, one.report = (f"/x/{one.id}.png",), {"seconds": {"total": 1.5}}
+    one.end("done", "Done")
+    journal.finished(one)
+
+
+def reopened(journal: Journal) -> Journal:
+    journal.close()
+    return Journal(journal.folder)
+
+
+def test_history_survives_a_restart(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for req in ("a", "b", "c"):
+        journal.accepted(job(req, visitor="w" if req == "b" else "v"))
+        journal.tried(job(req))
+    done(journal, journal_job(journal, "a"))
+    done(journal, journal_job(journal, "b"))
+    before = journal.history()
+    again = reopened(journal)
+    assert again.history() == before
+    assert [record.id for record in before] == ["b", "a"]
+    assert [record.id for record in again.history(visitor="w")] == ["b"]
+    assert [record.id for record in again.history(limit=1)] == ["b"]
+    assert [(one.id, one.attempts) for one in again.recover()] == [("c", 1)]
+
+
+def journal_job(journal: Journal, req: str) -> Job:
+    return next(one for one in journal.recover() if one.id == req)
+
+
+def test_a_torn_last_line_is_ignored_and_does_not_spoil_the_next(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.accepted(job("a"))
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(b'{"entry":"accepted","id":"b","requ')
+    again = reopened(journal)
+    assert [one.id for one in again.recover()] == ["a"]
+    again.accepted(job("c"))
+    assert [one.id for one in reopened(again).recover()] == ["a", "c"]
+
+
+@pytest.mark.parametrize("line", [b"\xff\x00", b"[]", b"{}", b'{"entry":"accepted","id":"z"}', b'{"entry":3,"id":[]}'])
+def test_lines_that_make_no_sense_are_skipped(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "journal.jsonl").write_bytes(line + b"\n")
+    journal = Journal(tmp_path)
+    journal.accepted(job("a"))
+    assert [one.id for one in reopened(journal).recover()] == ["a"]
+
+
+def test_the_second_end_of_a_request_does_not_count(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    one = job("a")
+    journal.accepted(one)
+    done(journal, one)
+    one.end("failed", "later")
+    journal.finished(one)
+    for each in (journal, reopened(journal)):
+        assert [(record.state, record.message) for record in each.history()] == [("done", "Done")]
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["entry"] for line in lines] == ["accepted", "finished"]
+
+
+def test_what_killed_the_group_twice_is_not_tried_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.accepted(job("a"))
+    journal.tried(job("a"))
+    journal.tried(job("a"))
+    again = reopened(journal)
+    assert again.recover() == []
+    assert again.history()[0].state == "failed"
+    assert "twice" in again.history()[0].message
+
+
+def test_what_was_stopped_is_not_tried_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.accepted(job("a"))
+    journal.tried(job("a"))
+    journal.stopped(job("a"))
+    again = reopened(journal)
+    assert again.recover() == []
+    assert again.history()[0].state == "cancelled"
+
+
+def test_an_unusable_folder_refuses_and_recovers(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    journal = Journal(tmp_path / "file")
+    assert journal.recover() == []
+    with pytest.raises(OSError):
+        journal.accepted(job("a"))
+    (tmp_path / "file").unlink()
+    journal.accepted(job("a"))
+    assert [one.id for one in reopened(journal).recover()] == ["a"]
+
+
+def test_a_read_only_folder_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    journal.accepted(job("a"))
+    monkeypatch.setattr("os.write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        journal.accepted(job("b"))
+    monkeypatch.undo()
+    assert [one.id for one in journal.recover()] == ["a"]
+    journal.accepted(job("c"))
+    assert [one.id for one in reopened(journal).recover()] == ["a", "c"]
+
+
+def test_two_programs_do_not_share_a_journal(tmp_path: Path) -> None:
+    first = Journal(tmp_path)
+    first.accepted(job("a"))
+    second = Journal(tmp_path)
+    assert second.recover() == []
+    with pytest.raises(OSError, match="DISTRI_DATA"):
+        second.accepted(job("b"))
+
+
+def test_where_data_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISTRI_DATA", raising=False)
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert data_folder() == tmp_path / "outputs"
+    monkeypatch.setenv("DISTRI_DATA", str(tmp_path / "x"))
+    assert data_folder() == tmp_path / "x"

@@ -1,0 +1,181 @@
+"""Starting, watching and ending process groups in tests: always by pid, and never leaving one behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TOY_APP = Path(__file__).with_name("toy_app.py")
+STANDALONE = ["-m", "torch.distributed.run", "--standalone", "--max-restarts", "3"]
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def descendants(pid: int) -> list[int]:
+    """All living processes below `pid`."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether `pid` runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def cpu_seconds(pid: int) -> float:
+    """utime + stime of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def listeners(pids: list[int]) -> set[str]:
+    """Addresses ("127.0.0.1", "0.0.0.0", ...) on which these processes listen for TCP connections."""
+    inodes = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    inodes.add(os.readlink(link))
+    found = set()
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in inodes:
+                raw = bytes.fromhex(words[1].split(":")[0])
+                packed = b"".join(raw[i : i + 4][::-1] for i in range(0, len(raw), 4))
+                found.add(socket.inet_ntop(family, packed))
+    return found
+
+
+def until(condition: Callable[[], Any], timeout: float = 30.0) -> Any:
+    """Wait for a true value and return it."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{condition} stayed false for {timeout} s")
+        time.sleep(0.02)
+    return value
+
+
+class ToyGroup:
+    """A running toy_app.py. `call` speaks to its client; use as a context manager."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ranks: int = 2,
+        standalone: bool = False,
+        env: dict[str, str] | None = None,
+        wait_for: str = "idle",
+    ) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self.wait_for = wait_for
+        options = ["--port", str(self.port), "--device", "cpu", "--model", str(toy_model(folder))]
+        command = [sys.executable, str(TOY_APP), "--ranks", str(ranks), *options]
+        if standalone:
+            command = [sys.executable, *STANDALONE, "--nproc-per-node", str(ranks), str(TOY_APP), *options]
+        self.log = folder / "log.txt"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, "DISTRI_DATA": str(folder / "data"), "OMP_NUM_THREADS": "1", **(env or {})},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> ToyGroup:
+        try:
+            until(self.ready, 90)
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Kill everything that was started; nothing may survive a test."""
+        pids = [self.process.pid, *descendants(self.process.pid)]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        until(lambda: not any(map(alive, pids)), 10)
+
+    def call(self, method: str, **arguments: Any) -> Any:
+        """One call of the client in rank 0. RuntimeError carries what the client refused."""
+        body = json.dumps([method, arguments]).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", body, timeout=60) as answer:
+            result = json.load(answer)
+        if "error" in result:
+            raise RuntimeError(result["error"])
+        return result["result"]
+
+    def ready(self) -> bool:
+        """Whether the group has started; False while nobody answers."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the group ended with {self.process.returncode}: {self.log.read_text()}")
+        try:
+            return self.call("status")["state"] == self.wait_for
+        except OSError:
+            return False
+
+    def submit(self, prompt: str = "a toy", *, steps: int = 6, seed: int = 7, visitor: str = "v") -> str:
+        """Start a picture and return its id."""
+        request = {"prompt": prompt, "steps": steps, "seed": seed}
+        return str(self.call("submit", request=request, config={"warmup_steps": 1}, visitor=visitor))
+
+    def make(self, prompt: str = "a toy", **options: Any) -> dict[str, Any]:
+        """Start a picture and return its final update."""
+        return dict(self.call("wait", req=self.submit(prompt, **options)))
+
+    def wait_across_restarts(self, req: str, timeout: float = 40.0) -> dict[str, Any]:
+        """The final update, asking again whenever the server goes away."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            try:
+                return dict(self.call("wait", req=req))
+            except (OSError, urllib.error.HTTPError, ValueError):
+                time.sleep(0.1)
+        raise TimeoutError(self.log.read_text())
+
+    def pids(self) -> dict[int, int]:
+        """Process id of every rank."""
+        return {int(rank): pid for rank, pid in self.call("pids").items()}
+
+
+def toy_model(folder: Path) -> Path:
+    """A folder that passes for a pipeline as long as nobody loads it."""
+    model = folder / "toy_model"
+    for part in ("unet", "vae"):
+        (model / part).mkdir(parents=True, exist_ok=True)
+        (model / part / "config.json").write_text("{}")
+        (model / part / "model.safetensors").write_bytes(b"")
+    (model / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "x"], "vae": ["diffusers", "x"]}))
+    return model
