@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import rank, start
 from launcher.client import Client
 from launcher.journal import data_folder
-from launcher.schema import Refused
+from launcher.schema import Refused, Status
 from launcher.web import cards, endpoints, header, lanes, settings, skeletons, stage
 from launcher.web.visit import NO_RUN, VIEWS, Frame, Props, Visits
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Page = dict[str, Any]  # the components by name
 
 # Not a secret: Gradio scrambles what it keeps in the browser, and a new key at every start would lose the visitor.
-STORAGE = {"storage_key": "distrifusion-live", "secret": "distrifusion-live"}
+STORAGE: dict[str, Any] = {"storage_key": "distrifusion-live", "secret": "distrifusion-live"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
 FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "DejaVu Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -73,7 +73,7 @@ def build(client: Client) -> "gr.Blocks":
         }
         with gr.Row(elem_id="bench"):
             with gr.Column(elem_id="controls"):
-                page |= controls(alone=client.status().ranks == 1)
+                page |= controls(client.status())
             with gr.Column(elem_id="work"):
                 page |= work(client)
         wire(page, demo, Visits(client))
@@ -90,9 +90,10 @@ def panel(name: str, value: Frame, skeleton: str) -> "gr.HTML":
     )
 
 
-def controls(*, alone: bool) -> Page:
+def controls(status: Status) -> Page:
     """The left column. With one device there is nothing to compare, and it says so."""
     page: Page = {}
+    alone = status.ranks == 1
     page["prompt"] = gr.Textbox(
         label="Prompt",
         placeholder="What should the devices draw?",
@@ -104,7 +105,7 @@ def controls(*, alone: bool) -> Page:
     with gr.Row(elem_id="actions"):
         page["generate"] = gr.Button("Loading model…", variant="primary", interactive=False, elem_id="generate")
         page["stop"] = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
-    page["chips"] = panel("chips", {}, skeletons.CHIPS)
+    page["chips"] = panel("chips", {"chips": settings.examples(status)}, skeletons.CHIPS)
     with gr.Column(elem_id="settings"):
         page["run"] = gr.Radio(
             list(settings.RUNS),
@@ -231,7 +232,7 @@ def publish(client: Client) -> None:
     their return hints name what each yields, as Gradio reads them.
     """
 
-    def generate(
+    def generate(  # type: ignore[misc]
         prompt: str,
         negative_prompt: str = "",
         height: int | None = None,
@@ -245,11 +246,11 @@ def publish(client: Client) -> None:
         warmup_steps: int = 4,
         split_scheme: str = "row",
         split_batch: bool = True,
-    ) -> tuple[dict, dict]:  # type: ignore[misc]
+    ) -> tuple[dict, dict]:
         """Make one picture. Streams (null, progress) and ends with (picture file, report)."""
         yield from answered(endpoints.generate(client, dict(locals())))
 
-    def compare(
+    def compare(  # type: ignore[misc]
         prompt: str,
         negative_prompt: str = "",
         height: int | None = None,
@@ -262,7 +263,7 @@ def publish(client: Client) -> None:
         warmup_steps: int = 4,
         split_scheme: str = "row",
         split_batch: bool | None = None,
-    ) -> tuple[dict, dict, dict, dict]:  # type: ignore[misc]
+    ) -> tuple[dict, dict, dict, dict]:
         """Make the same picture by one device, by naive patches and by DistriFusion. Streams progress and ends with
         (one device, naive, DistriFusion, report with PSNR). split_batch null: off below 4 ranks.
         """

@@ -80,6 +80,8 @@ class Engine:
         if self._parallel is not None and self._decoder is not None:
             self._parallel.forget()
             self._decoder.forget()
+        if self._mesh is not None:
+            self._mesh.close()
         self._mesh = self._parallel = self._decoder = None
 
     def check(self, request: GenerationRequest, config: DistriConfig, ranks: int) -> None:

@@ -5,10 +5,15 @@ that names backends and devices or reads the torchrun variables; what is said ov
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,6 +21,7 @@ import torch.distributed as dist
 from distri_engine.bands import branch_ranks
 from distri_engine.config import DistriConfig
 from distri_engine.errors import MeshError
+from distri_engine.shared_memory import HostLinks, listen
 from distri_engine.telemetry import Meter
 
 _LAUNCH_TIMEOUT = timedelta(minutes=10)
@@ -89,18 +95,18 @@ class Axes:
 class Pending:
     """Messages under way. `wait` returns when all of them have arrived or left; it may be called again."""
 
-    def __init__(self, works: Sequence[dist.Work], meter: Meter) -> None:
-        self._works = list(works)
+    def __init__(self, waits: Sequence[Callable[[], object]], meter: Meter) -> None:
+        self._waits = list(waits)
         self._meter = meter
 
     def wait(self) -> None:
         """Block until the buffers may be read and written again. Raises RuntimeError if a peer is lost."""
-        if not self._works:
+        if not self._waits:
             return
         with self._meter.waiting():
-            for work in self._works:
-                work.wait()
-        self._works.clear()
+            for wait in self._waits:
+                wait()
+        self._waits.clear()
 
 
 class Mesh:
@@ -109,17 +115,28 @@ class Mesh:
     No attribute here or elsewhere holds the process group: a failing rank wakes its peers by letting go of it.
     """
 
-    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+    def __init__(self, rank: int, size: int, device: torch.device, *, shared_memory: bool = True) -> None:
         self.rank = rank
         self.size = size
         self.device = device
         self.meter = Meter()
         self._tag = 0
+        self._links = _link_host(rank, size) if size > 1 and shared_memory and self.wire_device.type == "cpu" else None
 
     @classmethod
-    def of_default_group(cls, device: torch.device) -> Mesh:
-        """The mesh over the process group that somebody else opened, or the 1x1 mesh without one."""
-        return cls(current_rank(), current_world_size(), device) if dist.is_initialized() else cls(0, 1, device)
+    def of_default_group(cls, device: torch.device, *, shared_memory: bool = True) -> Mesh:
+        """The mesh over the process group that somebody else opened, or the 1x1 mesh without one.
+
+        Host memory travels through shared memory where all ranks are on one host, unless `shared_memory` is False.
+        """
+        if not dist.is_initialized():
+            return cls(0, 1, device)
+        return cls(current_rank(), current_world_size(), device, shared_memory=shared_memory)
+
+    def close(self) -> None:
+        """Hang up, so that a peer that waits for this rank is woken. The process group is its opener's to close."""
+        if self._links is not None:
+            self._links.close()
 
     @property
     def wire_device(self) -> torch.device:
@@ -143,10 +160,15 @@ class Mesh:
         self._tag = (self._tag + 1) % 2**30
         if not sends and not receives:
             return Pending([], self.meter)
+        self.meter.sent_bytes += sum(tensor.nbytes for tensor in sends.values())
+        if self._links is not None:
+            for peer, tensor in sends.items():
+                self._links.send(self._tag, peer, tensor)
+            receive = self._links.receive
+            return Pending([partial(receive, self._tag, peer, into) for peer, into in receives.items()], self.meter)
         ops = [dist.P2POp(dist.irecv, tensor, peer, tag=self._tag) for peer, tensor in receives.items()]
         ops += [dist.P2POp(dist.isend, tensor, peer, tag=self._tag) for peer, tensor in sends.items()]
-        self.meter.sent_bytes += sum(tensor.nbytes for tensor in sends.values())
-        return Pending(dist.batch_isend_irecv(ops), self.meter)
+        return Pending([work.wait for work in dist.batch_isend_irecv(ops)], self.meter)
 
     def broadcast(self, tensors: Sequence[torch.Tensor] | None, dtype: torch.dtype) -> list[torch.Tensor]:
         """Rank 0's `tensors` of `dtype` on every rank's device; the other ranks pass None and need not know shapes."""
@@ -177,6 +199,36 @@ class Mesh:
         return received
 
 
+def _link_host(rank: int, size: int) -> HostLinks | None:
+    """Shared-memory links to all ranks, or None on every rank if they are not on one host. A collective call."""
+    host = torch.zeros(_HEADER, dtype=torch.int64)
+    name = f"{socket.gethostname()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}".encode()
+    host[: len(name)] = torch.tensor(list(name[:_HEADER]))
+    everybody = [torch.empty_like(host) for _ in range(size)]
+    dist.all_gather(everybody, host)
+    if any(not torch.equal(other, host) for other in everybody):
+        return None
+    folder = tempfile.mkdtemp(prefix="distri-") if rank == 0 else ""  # for the user alone
+    try:
+        path = torch.zeros(4096, dtype=torch.uint8)
+        path[: len(folder.encode())] = torch.tensor(list(folder.encode()), dtype=torch.uint8)
+        dist.broadcast(path, src=0)
+        place = Path(bytes(path.tolist()).rstrip(b"\0").decode())
+        listener = listen(place, rank, size, _LAUNCH_TIMEOUT.total_seconds()) if place.is_dir() else None
+        # Containers of one host may share a kernel and not a file system: either everybody can listen, or nobody does.
+        able = torch.tensor([listener is not None], dtype=torch.int64)
+        dist.all_reduce(able, op=dist.ReduceOp.MIN)
+        if listener is None or not able.item():
+            return None
+        with listener:
+            links = HostLinks.meet(place, rank, size, listener, _LAUNCH_TIMEOUT.total_seconds())
+        dist.all_reduce(able)  # everybody has met: the folder may go
+        return links
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def open_mesh(config: DistriConfig, *, device: str | torch.device = "auto") -> Iterator[Mesh]:
     """The mesh of this process for `config`: gloo on CPU, nccl on CUDA, closed again at the end.
@@ -185,7 +237,11 @@ def open_mesh(config: DistriConfig, *, device: str | torch.device = "auto") -> I
     without torchrun's variables it is the 1x1 mesh. Raises MeshError if the group cannot be joined.
     """
     if dist.is_initialized():
-        yield Mesh.of_default_group(device if isinstance(device, torch.device) else resolve_device(device))
+        mesh = Mesh.of_default_group(device if isinstance(device, torch.device) else resolve_device(device))
+        try:
+            yield mesh
+        finally:
+            mesh.close()
         return
     where = device if isinstance(device, torch.device) else resolve_device(device)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -202,6 +258,10 @@ def open_mesh(config: DistriConfig, *, device: str | torch.device = "auto") -> I
     if config.verbose and current_rank() == 0:
         print(f"mesh: {current_world_size()} ranks over {dist.get_backend()} on {device_name(where)}")
     try:
-        yield Mesh.of_default_group(where)
+        mesh = Mesh.of_default_group(where)
+        try:
+            yield mesh
+        finally:
+            mesh.close()
     finally:
         dist.destroy_process_group()

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ from launcher.schema import as_config, as_parameters, as_request
 from launcher.start import Place, make_run_dir, rank_environment, remove_run_dir, torchrun_command
 
 RANK_MODULE = ("-m", "launcher.generate")
+_KILLED = re.compile(r"rank +: (\d+) \(local_rank.*\n +exitcode +: -(\d+)")  # torchrun's summary
 
 
 class Failed(RuntimeError):
@@ -49,6 +52,8 @@ def make_picture(
     began = time.monotonic()
     if not output.parent.is_dir():
         raise ValueError(f"the folder {output.parent} does not exist; make it first")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; give the name of the picture, such as {output / 'picture.png'}")
     if not os.access(output.parent, os.W_OK):
         raise ValueError(f"the folder {output.parent} cannot be written to; choose another")
     ranks, device, model = resolve(ranks, device, model)
@@ -84,14 +89,17 @@ def _run(run_dir: Path, command: list[str], env: dict[str, str]) -> dict[str, An
         except KeyboardInterrupt:
             agent.wait()  # it got the same Ctrl+C
             raise
+    text = log.read_text(errors="replace")
+    if killed := [(rank, number) for rank, number in _KILLED.findall(text) if int(number) != signal.SIGTERM]:
+        rank, number = killed[0]  # what its peers say is only that it went away
+        raise Failed(f"rank {rank} was killed by signal {number}; out of memory is the usual reason for 9")
     error = run_dir / "error.json"
     if error.exists():
         kind, message = json.loads(error.read_text())
         raise ValueError(message) if kind == "value" else Failed(message)
     if code:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        found = [line for line in lines if "exitcode" in line or "Signal" in line] or lines or [f"exit code {code}"]
-        raise Failed(f"the group ended before the picture was done: {found[-1].strip()}")
+        last = [line for line in text.splitlines() if line.strip()][-1:] or [f"exit code {code}"]
+        raise Failed(f"the group ended before the picture was done: {last[0].strip()}")
     return dict(json.loads((run_dir / "report.json").read_text()))
 
 

@@ -40,8 +40,9 @@ def leave() -> None:
 
     ProcessGroupGloo cannot be aborted: it is the last reference that closes the connections.
     """
-    if dist.is_initialized():
-        # A broken group may refuse to be destroyed in order; it is forgotten either way.
-        with contextlib.suppress(RuntimeError):
-            dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    # A broken group may refuse to be destroyed in order; it is forgotten either way.
+    with contextlib.suppress(RuntimeError):
+        dist.destroy_process_group()
     gc.collect()

@@ -16,6 +16,7 @@ from launcher.schema import ModelInfo, Status, Update
 KEPT = 64  # finished requests that can still be followed with all their figures
 START_S = 120.0  # a picture's first step may allocate and warm up
 JOIN_S = 60.0
+REST_S = 2.0  # idle time after which gloo groups are left: their threads poll 100 times a second, joining takes 10 ms
 WORDS = {
     "boot": "Loading the model on every device. You can write your prompt now.",
     "joining": "The devices are joining their group.",
@@ -51,6 +52,7 @@ class Hub:
         self.last_error = last_error
         self._nonce = nonce
         self._generation = 0
+        self._resting = False
         self._ready: set[int] = set()
         self._started = started
         self._heard = started
@@ -126,7 +128,7 @@ class Hub:
             case Tick():
                 self._watch()
         if self.state == "idle" and self.queue:
-            self._prepare(self.queue.popleft())
+            self._join("joining") if self._resting else self._prepare(self.queue.popleft())
         return self._out
 
     def _hear(self, rank: int, message: m.Message) -> None:
@@ -160,7 +162,7 @@ class Hub:
             self._join("joining")
 
     def _join(self, state: str) -> None:
-        self.state = state
+        self.state, self._resting = state, False
         self._generation += 1
         self._ready.clear()
         self._heard = self._now
@@ -293,6 +295,11 @@ class Hub:
 
     def _watch(self) -> None:
         silence = self._now - self._heard
+        if self.state == "idle" and silence > REST_S and not self._resting:
+            if all(hello.backend == "gloo" for hello in self.hellos.values()):
+                self._resting = True
+                self._tell(m.Rest())
+            return
         if self.state in ("joining", "rejoin") and silence > JOIN_S:
             self._die(f"the ranks did not find each other in {JOIN_S:.0f} s")
         elif self.current is not None and silence > self._patience(self.current):

@@ -4,8 +4,10 @@ goes through `feed`, one at a time; what follows from it is hub.py's business.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -119,8 +121,16 @@ class HubLoop:
                 except OSError as error:
                     print(f"DistriFusion Live: the journal cannot be written: {error}", file=sys.stderr)
             case Die(reason):
+                self._kill_peers()
                 self._die(reason)
         return None
+
+    def _kill_peers(self) -> None:
+        # A stopped process sees neither a closed socket nor torchrun's SIGTERM, and torchrun waits for it for 30 s.
+        for sock in self._ranks:
+            if (pid := self._pids[sock]) != os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def die_noted(run_dir: Path) -> Callable[[str], None]:

@@ -114,7 +114,7 @@ class Job:
             message = f"Step {step} / {self.steps}{pace}"
         elif self.state == "queued":
             ahead = "1 picture" if position == 1 else f"{position} pictures"
-            message = f"Waiting for {ahead} ahead" if position else "Next in line"
+            message = f"Waiting for {ahead} ahead" if position else "Waking the peers"
         return Update(
             id=self.id,
             state=self.state,

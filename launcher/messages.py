@@ -107,6 +107,11 @@ class Join(Message):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rest(Message):
+    """Hub: nothing to do for a while; leave the group. A JOIN comes before the next picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prepare(Message):
     """Hub: do what is local for this picture; start no step."""
 
@@ -206,7 +211,7 @@ class Ended(Message):
     seconds: Annotated[dict[str, float] | None, _seconds] = None  # rank 0: text, denoise, decode, save
 
 
-TO_RANK = (Join, Prepare, Run, Lease, Cancel)
+TO_RANK = (Join, Rest, Prepare, Run, Lease, Cancel)
 FROM_RANK = (Hello, Ready, Prepared, Step, Ended)
 
 

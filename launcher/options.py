@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from launcher.model import choose_model
 
+MAX_RANKS = 64
 CPU_RANKS = 2  # without GPUs: enough to show what patches do
 
 
@@ -43,10 +44,7 @@ class Options:
     auth: tuple[str, str] | None = None  # user name and password that the page asks for
 
     def __post_init__(self) -> None:
-        if self.ranks is not None and not 1 <= self.ranks <= 64:
-            raise ValueError(f"{self.ranks} ranks are out of range; give a number from 1 to 64")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda")
+        check_group(self.ranks, self.device)
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port {self.port} is out of range; give a number from 1 to 65535")
 
@@ -91,8 +89,17 @@ def _pair(auth: str | None) -> tuple[str, str] | None:
     return user, password
 
 
+def check_group(ranks: int | None, device: str) -> None:
+    """Raise ValueError if no machine could start this."""
+    if ranks is not None and not 1 <= ranks <= MAX_RANKS:
+        raise ValueError(f"{ranks} ranks are out of range; give a number from 1 to {MAX_RANKS}")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda")
+
+
 def resolve(ranks: int | None, device: str, model: str | None) -> tuple[int, str, str]:
     """Numbers and names for what was left open. Raises ValueError if this machine cannot do it."""
+    check_group(ranks, device)
     gpus = count_gpus() if device != "cpu" else 0
     if device == "cuda" and not gpus:
         raise ValueError("no CUDA device is visible to this process; use --device cpu")

@@ -37,19 +37,16 @@ def main(
     """Be one rank of the group until it ends. `serve` opens the page on rank 0, before the weights are loaded."""
     die_with_parent()
     started = time.monotonic()
-    # The terminal's Ctrl+C goes to the agent, which ends the ranks. SIGTERM keeps its default: a Python handler would
-    # make a rank that is blocked in a collective unkillable.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals keep the kernel's default: a Python handler would make a rank that is blocked in a collective unkillable.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ.update(quiet_environment(os.environ))
     place = Place.here()
     loop = _start_hub(place, started) if place.rank == 0 else None
     if loop is not None:
-        if not place.guarded and not place.restarts:
-            print(
-                "DistriFusion Live: started by plain torchrun, whose rendezvous listens on all interfaces; "
-                "python app.py listens on 127.0.0.1 only",
-                file=sys.stderr,
-            )
+        if place.restarts:
+            _warn(f"{last_loss(place.run_dir)}; the workers are restarting ({place.restarts})")
+        elif not place.guarded:
+            _warn("plain torchrun's rendezvous listens on all interfaces; python app.py keeps to 127.0.0.1")
         if serve is not None:
             serve(Client(loop), options)
             if not place.restarts:
@@ -72,3 +69,7 @@ def _start_hub(place: Place, started: float) -> HubLoop:
     loop = HubLoop(hub, journal, listener, die=die_noted(place.run_dir))
     loop.start()
     return loop
+
+
+def _warn(text: str) -> None:
+    print(f"DistriFusion Live: {text}", file=sys.stderr)

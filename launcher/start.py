@@ -24,6 +24,7 @@ __all__ = ["Options", "Place", "in_group", "main", "parse", "rank_environment", 
 
 RUN_DIR = "DISTRI_RUN_DIR"
 _PREFIX = "distrifusion"
+_AGENT = Path(__file__).with_name("agent.py")
 
 
 def in_group() -> bool:
@@ -95,7 +96,7 @@ def torchrun_command(run_dir: Path, ranks: int, script: Sequence[str], *, restar
         "shutdown-timeout": 3,
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "torch.distributed.run", *words, *script]
+    return [sys.executable, "-P", str(_AGENT), *words, *script]  # -P: what lies beside agent.py shadows nothing
 
 
 def rank_environment(run_dir: Path, ranks: int, device: str) -> dict[str, str]:

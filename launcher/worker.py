@@ -26,7 +26,7 @@ from launcher.hub_io import EXIT_LOST, HubLoop, note_loss
 from launcher.lease import Lease
 from launcher.options import Options, resolve
 from launcher.preview import Previewer
-from launcher.process import MakeEngine, reason
+from launcher.process import MakeEngine, freeze_garbage_collector, reason
 from launcher.schema import as_config, as_request
 from launcher.start import Place
 
@@ -42,7 +42,7 @@ class Worker:
         self._sock = sock
         self._loop = loop
         self._timeout = timeout
-        self._inbox: queue.SimpleQueue[m.Join | tuple[m.Prepare, Lease]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[m.Join | m.Rest | tuple[m.Prepare, Lease]] = queue.SimpleQueue()
         self._lease = Lease()
         self._previews: Previewer | None = None
         self._model = ""
@@ -63,6 +63,8 @@ class Worker:
         match message:
             case m.Join():
                 self._lease.revoke()
+                self._inbox.put(message)
+            case m.Rest():
                 self._inbox.put(message)
             case m.Prepare():
                 self._lease = Lease()
@@ -86,13 +88,17 @@ class Worker:
             feed = self._loop.feed
             self._previews = Previewer(engine.preview, lambda req, uri: feed(Previewed(req, uri)))
         self._model = engine.info.name
+        freeze_garbage_collector()
         self._introduce(engine, device)
         while True:
             order = self._inbox.get()
-            if isinstance(order, m.Join):
-                self._join(engine, order.gen, device)
-            else:
-                self._make(engine, *order)
+            match order:
+                case m.Join(gen=gen):
+                    self._join(engine, gen, device)
+                case m.Rest():
+                    self._leave(engine)
+                case _:
+                    self._make(engine, *order)
 
     def _introduce(self, engine: Engine, device: str) -> None:
         import torch

@@ -116,6 +116,7 @@
       set(message.querySelector("h2"), words.title || "");
       set(message.querySelector("p"), words.text || "");
       show(message.querySelector(".df-spinner"), Boolean(words.spin));
+      canvas.classList.toggle("df-covered", Boolean(words.title && value.image));
       revealSlider();
     },
 
@@ -125,7 +126,7 @@
       set(root.querySelector(".df-lanes-foot p"), value.foot || "");
       const lanes = value.lanes || [];
       const top = Math.max(1e-9, ...lanes.flatMap((lane) => (lane.bars || []).map(([compute, wait]) => compute + wait)));
-      root.querySelector(".df-lanes").toggleAttribute("data-many", lanes.length > 4);
+      root.querySelector(".df-lanes").toggleAttribute("data-many", lanes.length > 2);
       repeat(root.querySelector(".df-lanes-list"), lanes, buildLane, (node, lane) => {
         node.dataset.state = lane.state;
         node.style.setProperty("--device", colour(lane.rank));
@@ -167,6 +168,7 @@
 
     gallery(root, value, trigger) {
       const tiles = value.tiles || [];
+      root.querySelector(".df-gallery").setAttribute("aria-busy", String(!value.tiles));
       show(root.querySelector(".df-empty"), !tiles.length);
       repeat(root.querySelector(".df-tiles"), tiles, buildTile, (node, tile) => {
         picture(node.querySelector("img"), { src: tile.src, alt: "" });

@@ -9,6 +9,7 @@ from launcher.schema import Lane, Status, Update
 from launcher.web.names import amount, method_name, milliseconds
 
 TITLE = "Live per-device latency"
+WORDS = {"lost": "restarting", "queued": "waiting", "cancelled": "stopped"}
 
 
 def resting(status: Status) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def _lane(lane: Lane, update: Update) -> dict[str, Any]:
     return row | {
         "state": "run" if running else update.state,
         "ms": milliseconds(lane.median_ms) if lane.history else "–",
-        "status": f"step {lane.step} / {update.steps}" if running else update.state,
+        "status": f"step {lane.step} / {update.steps}" if running else WORDS.get(update.state, update.state),
         "wait": f"waiting {100 * wait / whole:.0f} %" if whole and not alone else "",
         "sent": f"{amount(lane.sent_bytes)}/step" if lane.history and not alone else "",
         "memory": f"{lane.memory_mb:.0f} MiB" if lane.memory_mb else "",

@@ -112,9 +112,10 @@ EXAMPLES = {
 }
 
 
-def examples(model: ModelInfo) -> list[dict[str, str]]:
-    """Prompts that the loaded model can draw."""
-    return [{"label": label, "prompt": prompt} for label, prompt in EXAMPLES[model.demo].items()]
+def examples(status: Status) -> list[dict[str, str]]:
+    """Prompts that the model can draw; while it loads, those of the one that is likely."""
+    demo = status.model.demo if status.model else status.device == "CPU"
+    return [{"label": label, "prompt": prompt} for label, prompt in EXAMPLES[demo].items()]
 
 
 def size_of(ratio: str, model: ModelInfo) -> tuple[int, int]:
@@ -174,11 +175,10 @@ def of_picture(request: Mapping[str, Any], config: Mapping[str, Any], methods: S
     values = {name: request[name] for name in DEFAULTS if name in request}
     values |= {name: config[name] for name in CHOICES if name in config and config[name] in CHOICES[name]}
     values["warmup_steps"] = config.get("warmup_steps", DEFAULTS["warmup_steps"])
-    values["split_batch"] = {True: "on", False: "off"}.get(config.get("split_batch"), "auto")
-    others = set(methods) - {config.get("parallelism")}
-    values["run"] = next(
-        (run for run, baselines in RUNS.items() if set(baselines) - {config.get("parallelism")} == others), "+ Naive"
-    )
+    values["split_batch"] = "on" if config.get("split_batch") else "off"
+    main = {config.get("parallelism")}
+    matching = [run for run, baselines in RUNS.items() if set(baselines) - main == set(methods) - main]
+    values["run"] = matching[0] if matching else DEFAULTS["run"]
     return values | {"random_seed": False}
 
 

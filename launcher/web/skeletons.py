@@ -77,7 +77,7 @@ LANES = """
 CARDS = """<div class="df-cards" aria-label="Results"></div><p class="df-story" role="status" hidden></p>"""
 
 GALLERY = """
-<section class="df-gallery" aria-label="This session"><h2>This session</h2><div class="df-tiles"></div>
+<section class="df-gallery" aria-label="This session" aria-busy="true"><h2>This session</h2><div class="df-tiles"></div>
 <p class="df-empty">Your pictures appear here. A click brings one back with all its settings.</p></section>"""
 
 CHIPS = """<div class="df-chips" aria-label="Example prompts"></div>"""

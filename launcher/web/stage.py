@@ -85,8 +85,12 @@ def compare(takes: Mapping[str, Take], pair: tuple[str, str], view: str) -> dict
 
 def ended(update: Update) -> dict[str, Any]:
     """A request that ended without a picture."""
-    titles = {"cancelled": "Stopped", "failed": "That did not work", "lost": "A device was lost"}
-    return {"state": update.state, "title": titles.get(update.state, ""), "text": update.message}
+    if update.state == "cancelled":  # "Stopped at step 13. Your prompt and seed are kept."
+        title, _, text = update.message.partition(". ")
+    else:
+        title = {"failed": "That did not work", "lost": "A device was lost"}.get(update.state, "")
+        text = update.message.removeprefix(f"{title}: ")
+    return {"state": update.state, "title": title, "text": text[:1].upper() + text[1:]}
 
 
 def strip(lanes: tuple[Lane, ...], request: Mapping[str, Any]) -> list[dict[str, float]]:

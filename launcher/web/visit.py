@@ -90,6 +90,8 @@ class Visits:
                 yield frame
             take = Take.of(update) if update else None
             if update is None or take is None:
+                for other in run["ids"][index + 1 :]:
+                    self.client.cancel(other)
                 break
             takes[take.method] = take
             if first is None:
@@ -192,7 +194,7 @@ class Visits:
         raise ValueError("This picture is no longer in the history")
 
     def _bring_back(self, records: Sequence[Record]) -> Frame:
-        takes = by_method(sorted(records, key=lambda record: record.finished))
+        takes = by_method(list(reversed(records)))  # oldest first: the one that was asked for before its baselines
         if not takes:
             return {}
         main = next(iter(takes.values()))
@@ -229,8 +231,7 @@ class Visits:
         words = {"loading": "Loading model…", "lost": "Restarting…", "dead": "Not available"}
         usable = mood not in words
         frame: Frame = {"mood": mood, "generate": Props(value=words.get(mood, "Generate"), interactive=usable)}
-        model = self.client.status().model
-        return frame | {"chips": {"chips": settings.examples(model)}} if model else frame
+        return frame | {"chips": {"chips": settings.examples(self.client.status())}}
 
     def resize(self, ratio: str) -> Frame:
         """Width and height for an aspect ratio."""

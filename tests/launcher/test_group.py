@@ -1,4 +1,4 @@
-"""Real process groups with the toy engine: two ranks under torchrun, and every fault that a night in production brings."""
+"""Real process groups with the toy engine: two ranks under torchrun, and the faults of a night in production."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_an_idle_peer_sleeps_and_wakes_quickly(group: ToyGroup) -> None:
     peer = group.pids()[1]
     before = cpu_seconds(peer)
     time.sleep(10)
-    assert cpu_seconds(peer) - before <= 0.01  # 0.1 % of 10 s, and the clock's resolution
+    assert cpu_seconds(peer) - before < 0.011  # 0.1 % of 10 s; the figures end at the hundredth
     assert group.make()["lanes"][1]["history"][0][1] < 500  # the first step waits for nobody who sleeps
 
 
@@ -166,6 +166,7 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGINT)
         group.process.wait(10)
         until(lambda: not any(map(alive, pids)), 5)
+        assert "Traceback" not in group.log.read_text()
 
 
 def test_plain_torchrun_works_warns_once_and_restarts(tmp_path: Path, picture: bytes) -> None:
@@ -174,7 +175,7 @@ def test_plain_torchrun_works_warns_once_and_restarts(tmp_path: Path, picture: b
         req = group.submit("slow 100", steps=20)
         os.kill(group.pids()[1], signal.SIGKILL)
         assert group.wait_across_restarts(req)["attempt"] == 2
-        assert group.log.read_text().count("started by plain torchrun") == 1
+        assert group.log.read_text().count("plain torchrun's rendezvous listens on all interfaces") == 1
 
 
 def test_the_terminal_shows_one_line(tmp_path: Path) -> None:
@@ -187,6 +188,6 @@ def test_weights_that_do_not_load_are_said_and_nothing_restarts(tmp_path: Path) 
     with ToyGroup(tmp_path, env={"TOY_LOAD_ERROR": "rank 1"}, wait_for="dead") as group:
         status = group.call("status")
         assert "toy weights do not load" in status["last_error"]
-        with pytest.raises(RuntimeError, match="Refused.*toy weights"):
+        with pytest.raises(RuntimeError, match=r"Refused.*toy weights"):
             group.submit()
         assert group.call("status")["restarts"] == 0

@@ -65,9 +65,8 @@ def test_stop_at_any_moment_leaves_all_ranks_after_the_same_step(turns: int) -> 
     assert len({rank.made.get(job.id) for rank in group.ranks}) == 1
     assert job.state == "done" or max(rank.made.get(job.id, -1) for rank in group.ranks) < 8
     if job.state == "cancelled":
-        assert (
-            job.message == f"Stopped at step {group.ranks[0].made.get(job.id, -1) + 1}. Your prompt and seed are kept."
-        )
+        made = group.ranks[0].made.get(job.id, -1) + 1
+        assert job.message == f"Stopped at step {made}. Your prompt and seed are kept."
         assert group.entries(job.id) == ["try", "stop", "finished"]
     after = group.submit(make_job("next"))
     group.settle()
@@ -168,6 +167,8 @@ def test_a_rank_that_falls_silent_is_given_up_but_not_before_the_first_step() ->
     group.wait(1000)
     assert not group.died  # idle ranks are silent
     job = group.submit(make_job())
+    while group.hub.state != "preparing":
+        group.turn()
     group.wait(100)
     assert not group.died
     while job.finished < 0:
@@ -176,6 +177,39 @@ def test_a_rank_that_falls_silent_is_given_up_but_not_before_the_first_step() ->
     assert not group.died
     group.wait(1.0)
     assert "stopped answering" in group.died
+
+
+def test_an_idle_group_rests_and_meets_again_before_the_next_picture() -> None:
+    group = ScriptedGroup().boot()
+    for _ in range(3):
+        group.wait(2.5)
+    group.settle()
+    assert [rank.rests for rank in group.ranks] == [1, 1]
+    job = group.submit(make_job())
+    assert group.hub.state == "joining"
+    assert group.hub.update(job.id).message == "Waking the peers"
+    group.settle()
+    assert job.state == "done"
+    group.wait(2.5)
+    group.settle()
+    assert [rank.rests for rank in group.ranks] == [2, 2]
+
+
+def test_a_resting_group_that_is_told_to_stop_goes_back_to_sleep() -> None:
+    group = ScriptedGroup().boot()
+    group.wait(2.5)
+    group.settle()
+    job = group.submit(make_job())
+    group.feed(Stop(job.id))
+    group.settle()
+    assert (job.state, group.hub.state) == ("cancelled", "idle")
+
+
+def test_nccl_groups_stay_together() -> None:
+    group = ScriptedGroup(backend="nccl").boot()
+    group.wait(2.5)
+    group.settle()
+    assert [rank.rests for rank in group.ranks] == [0, 0]
 
 
 def test_ranks_that_do_not_meet_are_given_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -13,6 +14,7 @@ from launcher import schema, wire
 
 SAMPLES = [
     m.Join(gen="ab12-1"),
+    m.Rest(),
     m.Prepare(req="r-1", request={"prompt": "x"}, config={}),
     m.Run(req="r-1", upto=1),
     m.Lease(req="r-1", upto=7),
@@ -46,8 +48,9 @@ def test_no_field_may_be_missing_wrong_or_unknown(message: m.Message) -> None:
                 m.parse({**frame, name: wrong}, kinds)
     with pytest.raises(ValueError, match="unknown field"):
         m.parse({**frame, "extra": 1}, kinds)
-    with pytest.raises(ValueError, match="incomplete"):
-        m.parse({"type": frame["type"]}, kinds)
+    if len(frame) > 1:
+        with pytest.raises(ValueError, match="incomplete"):
+            m.parse({"type": frame["type"]}, kinds)
 
 
 def test_a_message_of_the_other_direction_is_refused() -> None:
@@ -64,10 +67,8 @@ def test_random_frames_never_do_anything_but_raise_valueerror() -> None:
         frame = source.choice(SAMPLES).frame()
         for _ in range(source.randrange(1, 4)):
             frame[source.choice([*frame, "type", "?"])] = source.choice(values)
-        try:
+        with contextlib.suppress(ValueError):
             m.parse(frame, m.FROM_RANK)
-        except ValueError:
-            pass
 
 
 def test_parameters_come_back_as_they_were() -> None:

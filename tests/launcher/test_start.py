@@ -133,7 +133,7 @@ def test_an_unreadable_model_folder_is_refused(
 
 def test_an_id_that_cannot_be_fetched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "why_not_fetchable", lambda _: "it cannot be fetched")
-    with pytest.raises(ValueError, match="no-such/model is not a folder here.*cannot be fetched"):
+    with pytest.raises(ValueError, match=r"no-such/model is not a folder here.*cannot be fetched"):
         model.choose_model("no-such/model", "cpu")
 
 

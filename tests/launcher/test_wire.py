@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -83,10 +84,8 @@ def test_random_bytes_never_do_anything_but_raise() -> None:
         for _ in range(source.randrange(4)):
             if data:
                 data[source.randrange(len(data))] = source.randrange(256)
-        try:
+        with contextlib.suppress(wire.WireError):
             assert isinstance(wire.decode(bytes(data)), dict)
-        except wire.WireError:
-            pass
 
 
 def test_oversize_is_refused_on_both_sides(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -130,6 +129,10 @@ def test_a_dead_listeners_socket_file_is_taken_over(tmp_path: Path) -> None:
 
 def test_a_peer_that_does_not_read_holds_nobody_up(pair: tuple[socket.socket, socket.socket]) -> None:
     near, _ = pair
-    with pytest.raises(BlockingIOError):
-        for _ in range(100_000):
+
+    def flood() -> None:
+        while True:
             wire.send(near, {"a": "x" * 1000}, wait=False)
+
+    with pytest.raises(BlockingIOError):
+        flood()

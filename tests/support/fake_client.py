@@ -53,6 +53,18 @@ class FakeClient:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
+    def heal(self) -> None:
+        """Stop whatever runs, and forget faults and what was submitted."""
+        for id in list(self._updates):
+            self.cancel(id)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._current and not self._queue, timeout=10)
+        self.fault, self.loading, self.step_seconds, self.submitted = lambda step: "", False, 0.01, []
+
+    def owner(self) -> str:
+        """The visitor of the newest request."""
+        return list(self._owners.values())[-1][0]
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
@@ -89,7 +101,8 @@ class FakeClient:
         shown: Update | None = None
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._updates[request_id] is not shown or self._closed, timeout=30)
+                while self._updates[request_id] is shown and not self._closed:
+                    self._changed.wait(1)
                 shown = self._updates[request_id]
             yield shown
             if shown.final or self._closed:
@@ -140,7 +153,9 @@ class FakeClient:
                     return
                 self._current = self._queue.pop(0)
             self._draw(self._current)
-            self._current = ""
+            with self._changed:
+                self._current = ""
+                self._changed.notify_all()
 
     def _draw(self, id: str, attempt: int = 1) -> None:
         update = self._updates[id]

@@ -28,6 +28,7 @@ class ScriptedRank:
         self.inbox: list[m.Message] = []
         self.req, self.steps, self.step, self.upto = "", 0, -1, -1
         self.final: int | None = None
+        self.rests = 0
         self.made: dict[str, int] = {}  # request -> last step made
 
     def hello(self, **about: Any) -> m.Hello:
@@ -43,6 +44,8 @@ class ScriptedRank:
                         self.inbox.insert(0, m.Join(gen=gen))
                         return self._end("error", error="peer failed", at=now)
                     return m.Ready(gen=gen)
+                case m.Rest():
+                    self.rests += 1
                 case m.Prepare(req=req, request=request):
                     if self.fail_at == -1:
                         return m.Prepared(req=req, ok=False, error="no memory")

@@ -16,9 +16,9 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
-from launcher import rank, start
-from launcher.client import Client
-from launcher.schema import Refused, as_config, as_request
+from launcher import rank, start  # noqa: E402 - torchrun starts this file by its path
+from launcher.client import Client  # noqa: E402
+from launcher.schema import Refused, as_config, as_request  # noqa: E402
 
 
 def serve(client: Client, options: start.Options) -> None:
@@ -39,7 +39,7 @@ def serve(client: Client, options: start.Options) -> None:
         "submit": submit,
         "wait": wait,
         "now": lambda req: dataclasses.asdict(next(client.updates(req))),
-        "cancel": client.cancel,
+        "cancel": lambda req: client.cancel(req),
         "status": lambda: dataclasses.asdict(client.status()),
         "history": lambda visitor: [dataclasses.asdict(one) for one in client.history(visitor=visitor)],
         "running": lambda visitor: client.running(visitor=visitor),

@@ -1,0 +1,156 @@
+"""`python -m launcher generate`: what it refuses before anything is started, and what it reports when it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from distri_engine.config import DistriConfig
+from distri_engine.request import GenerationRequest
+from launcher.__main__ import main
+from launcher.generate import Failed, make_picture
+from tests.support.processes import alive, descendants, toy_model, until
+
+ROOT = Path(__file__).parents[2]
+TOY_RANK = [str(ROOT / "tests" / "support" / "toy_rank.py")]
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(SystemExit) as end:
+        main(["generate", *argv])
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--prompt", " "], "the prompt is empty"),
+        (["--steps", "9999"], "steps 9999 is out of range; give a number from 1 to 1000"),
+        (["--height", "1000"], "height 1000 is not a multiple of 32; nearest: 992 or 1024"),
+        (["--width", "-64"], "width -64 is not a positive multiple of 32"),
+        (["--parallelism", "magic"], "unknown parallelism 'magic'; choose one of: single, naive_patch, patch"),
+        (["--mode", "quick"], "unknown mode 'quick'; choose one of: full_sync"),
+        (["--scheduler", "ancestral"], "unknown scheduler 'ancestral'; choose one of: ddim, euler, dpm-solver"),
+        (["--split-scheme", "diagonal"], "unknown split_scheme 'diagonal'"),
+        (["--warmup-steps", "-1"], "warmup_steps -1 is out of range"),
+        (["--guidance-scale", "nan"], "guidance_scale nan is not a finite number"),
+        (["--seed", "-3"], "seed -3 is out of range"),
+        (["--ranks", "5", "--height", "128"], "5 ranks cannot share 4 units of rows"),
+        (["--ranks", "9"], "9 ranks cannot share 8 units of rows (height 256 is 8 x 32 pixels)"),
+        (["--ranks", "0"], "0 ranks are out of range"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--model", "/no/such/folder"], "neither a folder nor a Hugging Face id"),
+        (["--model", "/"], "has no model_index.json"),
+        (["--output", "/no/such/folder/x.png"], "the folder /no/such/folder does not exist"),
+        (["--output", "/"], "/ is a folder"),
+        (["--report", "/no/such/folder/x.json"], "the folder /no/such/folder does not exist"),
+        (["--height", "tall"], "invalid int value: 'tall'"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_and_start_nothing(
+    options: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    good = ["--prompt", "x", "--output", str(tmp_path / "x.png"), "--device", "cpu"]
+    assert sentence in refused(monkeypatch, capsys, *good, *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompt_and_output_are_needed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--prompt, --output" in refused(monkeypatch, capsys)
+
+
+def make(folder: Path, prompt: str = "a toy", ranks: int = 2, name: str = "x.png") -> dict[str, object]:
+    request = GenerationRequest(prompt=prompt, steps=5, seed=7)
+    config = DistriConfig(warmup_steps=1)
+    model = str(toy_model(folder))
+    return make_picture(request, config, folder / name, ranks=ranks, device="cpu", model=model, script=TOY_RANK)
+
+
+def test_a_picture_its_report_and_the_same_bytes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runs := tmp_path / "runs").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(runs))
+    report = make(tmp_path)
+    assert list(report) == [
+        "request", "config", "model", "device", "ranks", "threads_per_rank", "startup_seconds", "seconds", "steps",
+        "memory_mb", "image",
+    ]  # fmt: skip
+    assert json.loads(json.dumps(report)) == report
+    assert report["image"] == str(tmp_path / "x.png")
+    assert (report["ranks"], report["device"], report["threads_per_rank"]) == (2, "cpu", 1)
+    steps = report["steps"]
+    assert [step["phase"] for step in steps] == ["sync"] * 2 + ["stale"] * 3
+    assert all(len(step["ranks"]) == 2 and step["ranks"][1]["sent_bytes"] == 16 for step in steps)
+    assert report["seconds"]["total"] == pytest.approx(0.11 + report["seconds"]["save"], abs=1e-5)
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == (64, 64)
+        assert "Seed: 7" in image.info["parameters"]
+    make(tmp_path, name="y.png")
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()
+    assert list(runs.iterdir()) == []
+
+
+def test_a_failing_rank_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="RuntimeError: toy fault on rank 1 at step 2"):
+        make(tmp_path, "fail rank=1 step=2;")
+    with pytest.raises(Failed, match="rank 1 was killed by signal 9"):
+        make(tmp_path, "kill rank=1 step=2;")
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_ending_the_command_ends_its_ranks(tmp_path: Path, how: signal.Signals) -> None:
+    code = "import sys; from pathlib import Path; from tests.launcher.test_generate import make\n"
+    code += "make(Path(sys.argv[1]), 'slow 500')"
+    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        pids = until(lambda: found if len(found := descendants(run.pid)) == 3 else None, 60)
+        for pid in [run.pid, *pids] if how is signal.SIGINT else [run.pid]:  # a terminal tells all of them
+            os.kill(pid, how)
+        run.wait(20)
+        until(lambda: not any(map(alive, pids)), 10)
+    finally:
+        run.kill()
+        run.wait()
+
+
+def test_the_real_engine_from_the_command_line(tmp_path: Path) -> None:
+    words = ["--prompt", "a red lighthouse by the sea", "--output", "x.png", "--report", "x.json"]
+    words += ["--ranks", "2", "--device", "cpu", "--seed", "5"]
+    words += ["--height", "64", "--width", "96", "--steps", "3", "--warmup-steps", "0"]
+    run = subprocess.run(
+        [sys.executable, "-m", "launcher", "generate", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith(f"{tmp_path}/x.png: 96 x 64, 3 steps, seed 5, 2 x cpu, ")
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert [step["phase"] for step in report["steps"]] == ["sync", "stale", "stale"]
+    assert report["model"] == "embedded demo model"
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == (96, 64)

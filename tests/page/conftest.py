@@ -1,0 +1,70 @@
+"""A real browser for the page's tests, and a page over a fake client: faults come when a test wants them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.options import Options
+from tests.support.browser import Visitor, find_chromium
+from tests.support.fake_client import FakeClient
+from tests.support.processes import free_port
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """Chromium; without one the test is skipped and says so."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = find_chromium()
+    with sync_api.sync_playwright() as playwright:
+        if executable is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("there is no browser: install chromium, or run `playwright install chromium`")
+        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, FakeClient]]:
+    """The page over a fake client, in this process; its address and the client."""
+    import gradio
+
+    import app
+
+    folder = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTRI_DATA", str(folder))
+        client = FakeClient(folder)
+        port = free_port()
+        app.serve(client, Options(ranks=2, device="cpu", host="127.0.0.1", port=port))
+        yield f"http://127.0.0.1:{port}/", client
+        gradio.close_all(verbose=False)
+        client.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def fake(page_server: tuple[str, FakeClient]) -> Iterator[FakeClient]:
+    """The fake client without faults, and idle again afterwards."""
+    _, client = page_server
+    client.heal()
+    yield client
+    client.heal()
+
+
+@pytest.fixture
+def visit(browser: object, page_server: tuple[str, FakeClient], fake: FakeClient) -> Iterator[Callable[..., Visitor]]:
+    """A function that opens the page as a new visitor: visit(width=390, height=844, path="?prompt=...")."""
+    url, _ = page_server
+    visitors: list[Visitor] = []
+
+    def open_page(**options: object) -> Visitor:
+        visitors.append(Visitor(browser, url, **options))
+        return visitors[-1]
+
+    yield open_page
+    for visitor in visitors:
+        visitor.close()

@@ -1,0 +1,328 @@
+"""The page in a real browser, over a fake client: what it shows in every state, and what it refuses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.support.browser import DESKTOP, PHONE, Visitor
+from tests.support.fake_client import FakeClient
+
+Visit = Callable[..., Visitor]
+INJECTIONS = (
+    "{{value}} ${window.__pwned = 1} {{#if 1}}x{{/if}}",
+    '<img src=x onerror="window.__pwned = 1"><b>bold</b>',
+)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, (1024, 768), PHONE])
+def test_load(visit: Visit, size: tuple[int, int]) -> None:
+    visitor = visit(size=size)
+    visitor.page.wait_for_selector('.df-badge[data-state="ready"]')
+    assert visitor.text(".df-badge") == "2 CPU ranks ready"
+    assert "GPU" not in visitor.text("body")
+    assert visitor.page.locator("#stop").is_disabled()
+    assert visitor.text(".df-message h2") == "Ready when you are"
+    assert visitor.page.locator(".df-lane").count() == 2
+    visitor.page.wait_for_timeout(2500)  # a round of the timer
+    assert visitor.complaints == []
+    assert visitor.strangers == []
+    assert visitor.sideways() <= 0
+
+
+def test_run_shows_every_rank_at_work(visit: Visit, fake: FakeClient) -> None:
+    fake.step_seconds = 0.05
+    visitor = visit()
+    visitor.generate("a red house")
+    seen = []
+    while not visitor.page.locator("#stop").is_disabled():
+        seen.append(visitor.step())
+    steps = [step for step in seen if step]
+    assert steps == sorted(steps)
+    assert len(set(steps)) >= 4
+    assert visitor.text(".df-lane >> nth=0").startswith("CPU rank 0")
+    assert "rows 128–256" in visitor.text(".df-lane >> nth=1")
+    assert visitor.state() == "done"
+    assert visitor.complaints == []
+
+
+def test_comparison(visit: Visit, fake: FakeClient) -> None:
+    fake.step_seconds = 0.02
+    visitor = visit()
+    visitor.generate("a yellow sailboat", run="+ Naive + 1 device")
+    visitor.page.wait_for_selector(".df-inset:not([hidden])")  # DistriFusion is shown while the baselines run
+    assert visitor.text(".df-label") == "DistriFusion"
+    visitor.wait_idle()
+    visitor.page.wait_for_selector("#canvas.df-sliding")
+    loaded = visitor.page.eval_on_selector_all("#slider img", "list => list.map(each => each.naturalWidth)")
+    assert loaded == [256, 256]
+    alone, naive, ours = (float(text) for text in visitor.page.locator(".df-card-seconds").all_inner_texts())
+    badges = visitor.page.locator(".df-card-badge:not([hidden])").all_inner_texts()
+    for badge, seconds in zip(badges, (naive, ours), strict=True):
+        ratio = alone / seconds if alone >= seconds else seconds / alone
+        assert badge.startswith(f"{ratio:.2f}×")
+    assert "dB" in visitor.text(".df-card[data-method=naive_patch]")
+    assert "of one device's time" in visitor.text(".df-story")
+    assert [str(config.parallelism) for _, config in fake.submitted] == ["patch", "naive_patch", "single"]
+    assert len({request.seed for request, _ in fake.submitted}) == 1
+
+    visitor.choose("1 device | DistriFusion")
+    visitor.page.wait_for_function("document.querySelector('.df-label').textContent === '1 device'")
+    visitor.choose("Side by side")
+    visitor.page.wait_for_function(
+        "[...document.querySelectorAll('.df-sides img')].every(each => each.naturalWidth === 256)"
+    )
+    assert all(visitor.page.eval_on_selector_all(".df-sides img", "list => list.map(each => each.alt)"))
+    visitor.choose("Difference")
+    visitor.page.wait_for_function("document.querySelector('.df-picture').src.startsWith('data:image/png')")
+    assert visitor.complaints == []
+
+
+def test_same_seed_gives_the_same_bytes(visit: Visit) -> None:
+    visitor = visit()
+    visitor.generate("a white lighthouse")
+    visitor.wait_idle()
+    seed, first = visitor.seed(), visitor.picture()
+    assert seed != "42"  # a random one was drawn and written back
+    visitor.page.uncheck("#random-seed input")
+    visitor.press_generate()
+    visitor.wait_idle()
+    assert (visitor.seed(), visitor.picture()) == (seed, first)
+
+
+def test_stop(visit: Visit, fake: FakeClient) -> None:
+    fake.step_seconds = 0.1
+    visitor = visit()
+    visitor.generate("a red house", run="+ Naive + 1 device")
+    visitor.wait_step(2)
+    seed, pressed = visitor.seed(), time.monotonic()
+    visitor.page.keyboard.press("Escape")
+    visitor.wait_state("cancelled")
+    assert time.monotonic() - pressed < 1
+    assert "Your prompt and seed are kept" in visitor.text(".df-message p")
+    visitor.page.wait_for_timeout(2500)
+    assert visitor.state() == "cancelled"
+    assert not fake.running(visitor=fake.owner())
+    assert visitor.seed() == seed
+    fake.step_seconds = 0.01
+    visitor.press_generate()
+    visitor.wait_idle()
+    assert visitor.state() == "done"
+
+
+def test_control_enter_runs(visit: Visit) -> None:
+    visitor = visit()
+    visitor.choose("DistriFusion")
+    visitor.write("a blue house")
+    visitor.page.focus("#prompt textarea")
+    visitor.page.keyboard.press("Control+Enter")
+    visitor.wait_state("done")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("prompt", " ", "The prompt is empty"),
+        ("steps", "9999", "Steps 9999 is out of range; give a number from 1 to 1000"),
+        ("height", "1000", "Height 1000 is not a multiple of 32; nearest: 992 or 1024"),
+        ("width", "-64", "Width -64 is not a positive multiple of 32"),
+        ("height", "32", "2 ranks cannot share 1 units of rows"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_starts_nothing(
+    visit: Visit, fake: FakeClient, field: str, value: str, sentence: str
+) -> None:
+    visitor = visit()
+    visitor.write(value if field == "prompt" else "a red house")
+    if field != "prompt":
+        visitor.advanced(field, value)
+    seed = visitor.seed()
+    visitor.page.click("#generate")
+    assert sentence in visitor.toast()
+    assert visitor.state() == "idle"
+    assert visitor.seed() == seed
+    assert fake.submitted == []
+    assert visitor.page.locator("#generate").is_enabled()
+
+
+def test_error(visit: Visit, fake: FakeClient) -> None:
+    fake.fault = lambda step: "failed" if step == 3 else ""
+    visitor = visit()
+    visitor.generate("a red house", run="+ Naive + 1 device")
+    visitor.wait_state("failed")
+    assert "out of memory" in visitor.text(".df-message p")
+    visitor.wait_idle()
+    assert not fake.running(visitor=fake.owner())
+    fake.fault = lambda step: ""
+    visitor.press_generate()
+    visitor.wait_idle()
+    assert visitor.state() == "done"
+
+
+def test_lost_device_is_told_and_recovered(visit: Visit, fake: FakeClient) -> None:
+    fake.step_seconds = 0.03
+    fake.fault = lambda step: "lost" if step == 6 else ""
+    visitor = visit()
+    visitor.generate("a red house")
+    visitor.wait_state("lost")
+    assert visitor.text(".df-message h2") == "A device was lost"
+    assert "Rank 1 stopped answering at step 6" in visitor.text(".df-message p")
+    visitor.wait_state("done")
+
+
+def test_loading(visit: Visit, fake: FakeClient) -> None:
+    fake.loading = True
+    visitor = visit()
+    assert visitor.text(".df-message h2") == "Loading the model on every device"
+    assert visitor.text("#generate") == "Loading model…"
+    visitor.write("written while it loads")
+    fake.loading = False
+    visitor.page.wait_for_selector('.df-badge[data-state="ready"]')
+    visitor.page.wait_for_function("!document.querySelector('#generate').disabled")
+    assert visitor.text(".df-message h2") == "Ready when you are"
+    assert visitor.page.input_value("#prompt textarea") == "written while it loads"
+
+
+def test_two_visitors_and_leave(visit: Visit, fake: FakeClient) -> None:
+    fake.step_seconds = 0.1
+    first, second = visit(), visit()
+    first.generate("a red house")
+    second.generate("a blue house")
+    second.wait_state("queued")
+    assert "number 1 in the line" in second.text(".df-message p")
+    assert second.text("#stop") == "Leave"
+    second.page.click("#stop")
+    second.wait_state("cancelled")
+    assert first.page.locator("#stop").is_enabled()
+    first.page.click("#stop")
+    first.wait_idle()
+
+
+@pytest.mark.parametrize("prompt", INJECTIONS)
+def test_injected_prompt_does_nothing(visit: Visit, prompt: str) -> None:
+    visitor = visit(path="?" + urlencode({"prompt": prompt, "seed": "<b>7</b>", "run": "DistriFusion"}))
+    visitor.wait_prompt(prompt)
+    assert "cannot be used" in visitor.toast()
+    visitor.press_generate()
+    visitor.wait_idle()
+    visitor.page.wait_for_selector(".df-tile img")
+    visitor.reload()
+    visitor.page.wait_for_selector(".df-tile img")
+    assert visitor.page.evaluate("window.__pwned") is None
+    assert visitor.page.locator("b", has_text="bold").count() == 0
+    assert prompt in str(visitor.page.get_attribute(".df-tile", "title"))
+
+
+def test_gallery_survives_a_reload_and_brings_settings_back(visit: Visit) -> None:
+    visitor = visit()
+    visitor.choose("4:3")
+    visitor.page.wait_for_function("document.querySelector('#aspect .selected')?.textContent.trim() === '4:3'")
+    visitor.page.wait_for_timeout(400)
+    visitor.generate("the first picture", run="+ Naive")
+    visitor.wait_idle()
+    seed, first = visitor.seed(), visitor.picture()
+    visitor.choose("1:1")
+    visitor.page.wait_for_timeout(400)
+    visitor.generate("the second picture")
+    visitor.wait_idle()
+    visitor.page.wait_for_function("document.querySelectorAll('.df-tile').length === 2")
+    visitor.reload()
+    visitor.wait_state("done")  # the last run is back
+    assert visitor.page.input_value("#prompt textarea") == "the second picture"
+    visitor.page.wait_for_function("document.querySelectorAll('.df-tile').length === 2")
+    visitor.page.click(".df-tile >> nth=1")
+    visitor.wait_prompt("the first picture")
+    assert visitor.seed() == seed
+    assert not visitor.page.is_checked("#random-seed input")
+    assert visitor.picture() == first
+    assert visitor.text("#aspect .selected") == "4:3"
+    stranger = visit()
+    assert stranger.page.locator(".df-tile").count() == 0
+
+
+def test_running_request_survives_a_reload(visit: Visit, fake: FakeClient) -> None:
+    fake.step_seconds = 0.08
+    visitor = visit()
+    visitor.generate("still running", run="+ Naive")
+    visitor.wait_step(3)
+    visitor.reload()
+    visitor.wait_step(4)
+    assert visitor.page.input_value("#prompt textarea") == "still running"
+    visitor.wait_idle()
+    assert visitor.text(".df-label >> nth=0") == "Naive patch"
+    assert len(fake.submitted) == 2
+
+
+def test_link(visit: Visit, fake: FakeClient) -> None:
+    query = {"prompt": "from a link", "seed": "123", "steps": "7", "run": "DistriFusion", "mode": "full_sync"}
+    visitor = visit(path="?" + urlencode(query))
+    visitor.wait_prompt("from a link")
+    visitor.press_generate()
+    visitor.wait_idle()
+    (request, config), *others = fake.submitted
+    assert (request.seed, request.steps, str(config.mode), others) == (123, 7, "full_sync", [])
+    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visitor.choose("Copy link")
+    visitor.page.wait_for_selector("text=Link copied")
+    copied = str(visitor.page.evaluate("navigator.clipboard.readText()"))
+    again = visit(path=copied.removeprefix(visitor.url))
+    again.wait_prompt("from a link")
+    assert again.seed() == "123"
+
+
+def test_phone(visit: Visit) -> None:
+    visitor = visit(size=PHONE)
+    bar = visitor.page.locator("#generate").bounding_box()
+    assert bar is not None
+    assert bar["y"] + bar["height"] <= PHONE[1]
+    assert bar["y"] > PHONE[1] - 100
+    visitor.page.mouse.wheel(0, 900)
+    visitor.page.wait_for_timeout(200)
+    assert visitor.page.locator("#generate").bounding_box() == bar
+    order = ["#prompt", "#canvas", "#lanes", "#cards", "#gallery", "#settings", "#advanced"]
+    tops = [visitor.page.locator(part).bounding_box()["y"] for part in order]
+    assert tops == sorted(tops)
+    visitor.page.mouse.wheel(0, -2000)
+    visitor.write("on a phone")
+    visitor.press_generate()
+    visitor.wait_idle()
+    visitor.page.wait_for_selector("#canvas.df-sliding")
+    assert visitor.sideways() <= 0
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_contrast(visit: Visit, dark: bool) -> None:
+    visitor = visit(dark=dark)
+    visitor.generate("a red house", run="+ Naive + 1 device")
+    visitor.wait_idle()
+    weak = visitor.page.evaluate(CONTRAST)
+    assert weak == []
+
+
+# Text of the page whose contrast with what is behind it is below 4.5 (WCAG 2.1, AA), disabled controls excepted.
+CONTRAST = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = (part) => (part /= 255, part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+  const behind = (node) => {
+    for (let each = node; each; each = each.parentElement) {
+      const [r, g, b, a = 1] = parse(getComputedStyle(each).backgroundColor);
+      if (a > 0.7 && r !== undefined) return [r, g, b];
+    }
+    return parse(getComputedStyle(document.body).backgroundColor);
+  };
+  const weak = [];
+  for (const node of document.querySelectorAll(".gradio-container *")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    const hidden = !node.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+    if (!own || hidden || node.closest(":disabled, [aria-disabled=true], footer, #canvas, #generate")) continue;
+    const [front, back] = [luminance(parse(getComputedStyle(node).color)), luminance(behind(node))];
+    const ratio = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
+    const name = node.className || node.tagName;
+    if (ratio < 4.5) weak.push(`${name}: ${node.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
+  }
+  return weak;
+}"""

@@ -1,0 +1,131 @@
+"""A visitor of the page: a browser tab with an identity of its own, and the words for what people do with it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import Any
+
+DESKTOP = (1440, 900)
+PHONE = (390, 844)
+
+
+def find_chromium() -> str | None:
+    """A chromium of the system; None if playwright's own has to do."""
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+
+
+class Visitor:
+    """One tab. Collects console errors and requests to anywhere but the page's own server."""
+
+    def __init__(
+        self, browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, path: str = "", dark: bool = False
+    ) -> None:
+        self.url = url
+        self.context = browser.new_context(
+            viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
+        )
+        self.context.set_default_timeout(20_000)
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.strangers: list[str] = []
+        self.page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", self._notice)
+        self.open(path)
+
+    def _notice(self, request: Any) -> None:
+        if not request.url.startswith((self.url, "data:", "blob:")):
+            self.strangers.append(request.url)
+
+    def open(self, path: str = "") -> None:
+        """Load the page, and wait until it has said what runs."""
+        self.page.goto(self.url + path)
+        self.wait_arrived()
+
+    def wait_arrived(self) -> None:
+        """Until the server has told this tab what it knows of its visitor."""
+        self.page.wait_for_selector('.df-gallery[aria-busy="false"]')
+
+    def close(self) -> None:
+        self.context.close()
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).first.inner_text().strip()
+
+    def write(self, prompt: str) -> None:
+        self.page.fill("#prompt textarea", prompt)
+
+    def choose(self, name: str) -> None:
+        """A button under Run, Aspect ratio or the stage, by its words."""
+        self.page.locator("#settings, #tools").get_by_text(name, exact=True).click()
+
+    def advanced(self, field: str, value: str) -> None:
+        """Write into a field of the Advanced part."""
+        if not self.page.locator(f"#{field} input").is_visible():
+            self.page.get_by_text("Advanced", exact=True).click()
+        self.page.fill(f"#{field} input", value)
+
+    def wait_prompt(self, prompt: str) -> None:
+        """Until the prompt field holds `prompt`."""
+        self.page.wait_for_function("text => document.querySelector('#prompt textarea')?.value === text", arg=prompt)
+
+    def reload(self) -> None:
+        self.page.reload()
+        self.wait_arrived()
+
+    def seed(self) -> str:
+        return self.page.locator("#seed input").input_value()
+
+    def generate(self, prompt: str, *, run: str = "DistriFusion") -> None:
+        """Start a run and return when it is under way."""
+        self.write(prompt)
+        self.choose(run)
+        self.press_generate()
+
+    def press_generate(self) -> None:
+        self.page.wait_for_function("!document.querySelector('#generate').disabled")
+        self.page.click("#generate")
+        self.page.wait_for_function("!document.querySelector('#stop').disabled")
+
+    def wait_idle(self, *, seconds: float = 30) -> None:
+        """Until the run is over: Generate can be pressed again and Stop cannot."""
+        self.page.wait_for_function(
+            "!document.querySelector('#generate').disabled && document.querySelector('#stop').disabled",
+            timeout=1000 * seconds,
+        )
+
+    def state(self) -> str:
+        """What the stage shows: idle, running, done, cancelled, failed..."""
+        return str(self.page.get_attribute(".df-stage", "data-state"))
+
+    def wait_state(self, *states: str, seconds: float = 20) -> None:
+        wanted = ",".join(f'.df-stage[data-state="{state}"]' for state in states)
+        self.page.wait_for_selector(wanted, state="attached", timeout=1000 * seconds)
+
+    def step(self) -> int:
+        """The step that the stage shows; 0 if it shows none."""
+        found = re.search(r"Step (\d+) /", self.page.locator(".df-progress b").text_content() or "")
+        return int(found[1]) if found else 0
+
+    def wait_step(self, at_least: int) -> None:
+        self.page.wait_for_function(
+            "least => Number(document.querySelector('.df-progress b')?.textContent.match(/Step (\\d+)/)?.[1]) >= least",
+            arg=at_least,
+        )
+
+    def toast(self) -> str:
+        """The sentence of the newest toast."""
+        return str(self.page.get_by_test_id("toast-text").last.inner_text()).strip()
+
+    def picture(self) -> bytes:
+        """The PNG behind the download button."""
+        self.page.wait_for_selector('.df-download[aria-disabled="false"]')
+        address = self.page.locator(".df-download").evaluate("link => link.href")
+        return bytes(self.context.request.get(address).body())
+
+    def sideways(self) -> int:
+        """By how many pixels the page can be scrolled sideways."""
+        return int(self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))

@@ -1,0 +1,14 @@
+"""A rank of `python -m launcher generate` with the toy engine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+
+from launcher.generate import be_rank  # noqa: E402 - torchrun starts this file by its path
+from tests.support.toy_app import make_engine  # noqa: E402
+
+if __name__ == "__main__":
+    be_rank(make_engine)
