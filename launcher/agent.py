@@ -4,6 +4,7 @@ start.py runs this file with torchrun's options.
 
 from __future__ import annotations
 
+import logging
 import sys
 
 
@@ -12,6 +13,7 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.run import main as torchrun
 
+    logging.disable(logging.WARNING)  # errors stay; that it ends its workers when it is told to end is no news
     try:
         torchrun()
     except SignalException as end:

@@ -94,7 +94,7 @@ class HubLoop:
         """The rank of a connection that speaks for the first time. Raises ValueError if it is none of ours."""
         if not isinstance(message, m.Hello) or message.pid != self._pids[sock]:
             raise ValueError("the first word is a HELLO with its own process id")
-        if message.rank in self._socks or message.rank >= self.hub.world:
+        if message.rank in self._socks or message.rank >= self.hub.roster.world:
             raise ValueError(f"there is no free place for rank {message.rank}")
         self._ranks[sock] = message.rank
         self._socks[message.rank] = sock

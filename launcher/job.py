@@ -15,6 +15,8 @@ from launcher.schema import Lane, Update
 
 MAX_ATTEMPTS = 2
 FINAL = ("done", "cancelled", "failed")
+STOPPED = "Stopped at step {step}. Your prompt and seed are kept."
+TWICE = "the group died twice while running this"
 
 
 @dataclass(kw_only=True)
@@ -46,8 +48,8 @@ class Job:
     message: str = ""
     ranks: list[RankWork] = field(default_factory=list)
     upto: int = -1  # the last step granted
-    final: int | None = None  # set by Stop: the step after which every rank leaves
-    error: str = ""
+    final: int | None = None  # the step after which every rank leaves early, once that is decided
+    stopped: bool = False  # somebody wanted it to end
     preview: str | None = None
     pictures: tuple[str, ...] = ()
     report: dict[str, Any] | None = None
@@ -63,6 +65,24 @@ class Job:
         return min((rank.finished for rank in self.ranks), default=-1)
 
     @property
+    def prepared(self) -> bool:
+        """Whether every rank is ready for the first step."""
+        return all(rank.prepared and rank.prepared.ok for rank in self.ranks)
+
+    @property
+    def first_error(self) -> str:
+        """What went wrong first, and on which rank; empty if nothing did. Peers fail after the rank that began it."""
+        ranks = list(enumerate(self.ranks))
+        prepared = [f"rank {n}: {one.prepared.error}" for n, one in ranks if one.prepared and not one.prepared.ok]
+        ended = [(one.ended.at, n, one.ended.error) for n, one in ranks if one.ended and one.ended.why == "error"]
+        return prepared[0] if prepared else "rank {1}: {2}".format(*min(ended)) if ended else ""
+
+    @property
+    def seconds(self) -> float:
+        """What the picture took; 0 without a report."""
+        return float(self.report["seconds"]["total"]) if self.report else 0.0
+
+    @property
     def slowest_ms(self) -> float:
         """The longest step of any rank so far; 0 before the first."""
         return max((s.compute_ms + s.wait_ms for rank in self.ranks for s in rank.steps), default=0.0)
@@ -72,7 +92,33 @@ class Job:
         self.attempts += 1
         self.state, self.message = "starting", "Waking the peers"
         self.ranks = [RankWork() for _ in range(ranks)]
-        self.upto, self.final, self.error, self.preview = -1, None, "", None
+        self.upto, self.final, self.stopped, self.preview = -1, None, False, None
+
+    def prepare(self, rank: int, message: m.Prepared) -> None:
+        """A rank is ready for the first step, or has dropped the picture. Raises ValueError if that cannot be."""
+        work = self.ranks[rank]
+        if work.prepared:
+            raise ValueError("a second PREPARED")
+        work.prepared, work.left = message, not message.ok
+
+    def add(self, rank: int, step: m.Step) -> None:
+        """A rank has finished a step. Raises ValueError if it was not the next one, or not granted."""
+        done = self.ranks[rank].steps
+        if step.step != len(done) or step.step > min(self.upto, self.steps - 1):
+            raise ValueError(f"step {step.step} after {len(done)} steps, {self.upto} granted")
+        done.append(step)
+
+    def leave(self, rank: int, ended: m.Ended) -> None:
+        """A rank works on it no more. Raises ValueError if that was not after the right step, or without a result."""
+        work = self.ranks[rank]
+        work.ended, work.left = ended, True
+        if ended.why == "error":
+            return
+        last = self.steps - 1 if ended.why == "done" else self.final
+        if ended.step != last or work.finished != last or (ended.why == "done" and self.upto != self.steps):
+            raise ValueError(f"it left after step {ended.step} ({ended.why})")
+        if ended.why == "done" and rank == 0 and not (ended.pictures and ended.seconds is not None):
+            raise ValueError("rank 0 ended without a picture")
 
     def end(self, state: str, message: str) -> None:
         """The last change of state."""

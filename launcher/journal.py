@@ -13,7 +13,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from launcher.job import FINAL, MAX_ATTEMPTS, Job
+from launcher.job import FINAL, MAX_ATTEMPTS, TWICE, Job
 from launcher.schema import Record, as_config, as_request
 
 REMEMBERED = 2000  # finished requests kept in memory for the history
@@ -56,7 +56,7 @@ class Journal:
             if job.id in self._stopped:
                 job.end("cancelled", "Stopped. Your prompt and seed are kept.")
             elif job.attempts >= MAX_ATTEMPTS:
-                job.end("failed", "the group died twice while running this")
+                job.end("failed", TWICE)
             if job.state in FINAL:
                 self.finished(job)
         return list(self._open_jobs.values())

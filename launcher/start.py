@@ -29,7 +29,7 @@ _AGENT = Path(__file__).with_name("agent.py")
 
 def in_group() -> bool:
     """Whether torchrun started this process as a rank."""
-    return "RANK" in os.environ
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,15 +158,16 @@ def test_without_its_agent_a_group_is_gone(tmp_path: Path, standalone: bool) -> 
         until(lambda: not any(map(alive, pids)), 5)
 
 
-def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ending_the_program_ends_everything_quietly(tmp_path: Path, how: signal.Signals) -> None:
     with ToyGroup(tmp_path) as group:
         pids = descendants(group.process.pid)
         group.submit("slow 100", steps=50)
-        for pid in [group.process.pid, *pids]:  # as a terminal does
-            os.kill(pid, signal.SIGINT)
-        group.process.wait(10)
+        for pid in [group.process.pid, *pids] if how is signal.SIGINT else [group.process.pid]:  # as a terminal does
+            os.kill(pid, how)
+        assert group.process.wait(10) == 128 + how
         until(lambda: not any(map(alive, pids)), 5)
-        assert "Traceback" not in group.log.read_text()
+        assert len(group.log.read_text().splitlines()) == 1
 
 
 def test_plain_torchrun_works_warns_once_and_restarts(tmp_path: Path, picture: bytes) -> None:

@@ -44,7 +44,7 @@ def serve(client: Client, options: start.Options) -> None:
         "history": lambda visitor: [dataclasses.asdict(one) for one in client.history(visitor=visitor)],
         "running": lambda visitor: client.running(visitor=visitor),
         "ready": lambda: client.wait_ready(60),
-        "pids": lambda: {rank: hello.pid for rank, hello in client._loop.hub.hellos.items()},
+        "pids": lambda: {rank: hello.pid for rank, hello in client._loop.hub.roster.hellos.items()},
     }
 
     class Handler(BaseHTTPRequestHandler):
