@@ -32,9 +32,14 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono
 
 
 def refusal(problem: Exception) -> "gr.Error":
-    """A toast with one sentence. Toasts render markup, so what a visitor typed is escaped."""
+    """One sentence for the caller, without a traceback."""
     sentence = str(problem)
-    return gr.Error(html.escape(sentence[:1].upper() + sentence[1:]), title="Not started", print_exception=False)
+    return gr.Error(sentence[:1].upper() + sentence[1:], print_exception=False)
+
+
+def toast(problem: Exception) -> "gr.Error":
+    """The same on the page. Toasts render markup, so what a visitor typed is escaped."""
+    return refusal(ValueError(html.escape(str(problem))))
 
 
 def updates(page: Page, frame: Frame) -> Page:
@@ -50,7 +55,7 @@ def answering(page: Page, event: Callable[..., Frame]) -> Callable[..., Page]:
         try:
             return updates(page, event(*inputs))
         except (ValueError, Refused) as problem:
-            raise refusal(problem) from None
+            raise toast(problem) from None
 
     return handler
 

@@ -185,6 +185,8 @@ class Exchange:
         self.clock = clock
         self.config = DistriConfig()
         self.axes = Axes(rank=0, cfg_size=1, patch_size=1)
+        self.patch, self.patches = 0, 1  # index of this rank on the patch axis, and the axis's length
+        self.peers: tuple[int, ...] = ()  # the other patch indices of this guidance branch
         self.box = Box(0, 0, 0, 0)  # this rank's band
         self.rows: tuple[int, ...] = (1,)  # rows of every band
         self.weights: tuple[float, ...] = (1.0,)  # share of every band
@@ -209,27 +211,14 @@ class Exchange:
         self._slots.append(slot)
         return slot
 
-    @property
-    def patch(self) -> int:
-        """Index of this rank on the patch axis."""
-        return self.axes.patch
-
-    @property
-    def patches(self) -> int:
-        """Length of the patch axis."""
-        return self.axes.patch_size
-
-    @property
-    def peers(self) -> tuple[int, ...]:
-        """The other patch indices of this guidance branch."""
-        return tuple(patch for patch in range(self.patches) if patch != self.patch)
-
     def begin(self, config: DistriConfig, axes: Axes, boxes: Sequence[Box]) -> None:
         """A new picture, cut into `boxes`, one a patch index. Buffers of the previous one serve again if they fit."""
         self.drain()
         if axes != self.axes or tuple(box.rows for box in boxes) != self.rows:
             self.forget()
         self.config, self.axes = config, axes
+        self.patch, self.patches = axes.patch, axes.patch_size
+        self.peers = tuple(patch for patch in range(self.patches) if patch != self.patch)
         self.box = boxes[self.patch]
         self.rows = tuple(box.rows for box in boxes)
         self.weights = tuple(rows / sum(self.rows) for rows in self.rows)
@@ -256,6 +245,11 @@ class Exchange:
         self._buckets, self._parcels, self._full = [], [], None
         for slot in self._slots:
             slot.received, slot.bucket = {}, None
+
+    def close_slots(self) -> None:
+        """The layers that traded here are gone."""
+        self.forget()
+        self._slots = []
 
     def drop_buckets(self) -> None:
         """The messages of stale steps no longer fit the slots; the next stale step lays them out anew."""

@@ -4,7 +4,7 @@ architecture of this engine in five verbs: take, cut, run, assemble, join.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from distri_engine.config import DistriConfig, SyncMode
 from distri_engine.errors import UnsupportedError
 from distri_engine.exchange import Exchange
 from distri_engine.mesh import Axes, Mesh
-from distri_engine.methods import METHODS
+from distri_engine.methods import METHODS, Method
 from distri_engine.plan import PlanReport, apply_plan, share, structure
 from distri_engine.step import StepClock
 
@@ -43,6 +43,7 @@ class ParallelUNet(nn.Module):
         self.report = PlanReport()
         self._trees: dict[tuple[Any, ...], nn.Module] = {}
         self._structure: tuple[int, ...] = ()
+        self._tree: Callable[..., Any] = unet.__call__
         self._exchange = Exchange(mesh, self.clock)
         self.begin(config)
 
@@ -86,7 +87,7 @@ class ParallelUNet(nn.Module):
         )
         box = boxes[self.axes.patch]
         patch = self.method.feed(sample, box)  # cut
-        output = self._tree()(patch, timestep, encoder_hidden_states, return_dict=False, **conditions)[0]  # run
+        output = self._tree(patch, timestep, encoder_hidden_states, return_dict=False, **conditions)[0]  # run
         self._exchange.finish_step()
         pieces = self._assemble(output, boxes)  # every rank's patch
         picture = self._join(pieces, boxes)  # both branches
@@ -112,6 +113,7 @@ class ParallelUNet(nn.Module):
         boxes = self.method.boxes(self.parallel_config, step, size, self.unit, self.axes.patch_size)
         if self._size is None:
             self._size = tuple(sample.shape)
+            self._tree = self._tree_of(self.method)
             self._exchange.begin(self.parallel_config, self.axes, boxes)
         elif self._size != tuple(sample.shape):
             raise ValueError(f"latents changed from {self._size} to {tuple(sample.shape)} within a picture; call begin() first")
@@ -163,20 +165,21 @@ class ParallelUNet(nn.Module):
 
     # --- the trees of modules
 
-    def _tree(self) -> nn.Module:
-        if not self.method.rules:
-            return self.unet
+    def _tree_of(self, method: Method) -> Callable[..., Any]:
+        if not method.rules:
+            return self.unet.__call__
         current = structure(self.unet)
         if current != self._structure:
             self._trees.clear()
+            self._exchange.close_slots()
             self._structure = current
-        if self.method.rules not in self._trees:
+        if method.rules not in self._trees:
             tree = share(self.unet)
-            self.report = apply_plan(tree, self.method.rules, self._exchange)
+            self.report = apply_plan(tree, method.rules, self._exchange)
             if self.parallel_config.verbose and self.mesh.rank == 0:
                 print(f"plan: {self.report}")
-            self._trees[self.method.rules] = tree
-        return self._trees[self.method.rules]
+            self._trees[method.rules] = tree
+        return self._trees[method.rules].__call__  # a bound method: an attribute that is a module would be registered
 
     # --- a diffusers model for everybody else
 

@@ -83,6 +83,6 @@ class Roster:
 
     def seat(self, rank: int, generation: str) -> None:
         """A rank has joined."""
-        if generation != self.generation:
+        if generation != self.generation or rank in self._ready:
             raise ValueError(f"READY for generation {generation}")
         self._ready.add(rank)

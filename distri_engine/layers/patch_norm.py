@@ -23,9 +23,9 @@ class PatchGroupNorm:
         total = None if self.slot.alone else self.slot.trade(own)
         if total is None:
             return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-        mean, variance = total[0], total[1] - total[0] ** 2
+        mean, variance = total[0], total[1] - total[0] * total[0]
         # Only a corrected average can leave a variance below zero; the own slice's then stands in, the mean stays.
-        variance = torch.where(variance < 0, own[1] - own[0] ** 2, variance)
+        variance = torch.where(variance < 0, own[1] - own[0] * own[0], variance)
         if self.slot.exchange.config.bessel_correction:
             count = x[0].numel() // norm.num_groups  # of the own slice, as the original has it
             variance = variance * (count / (count - 1))
@@ -44,7 +44,7 @@ def moments(x: torch.Tensor, groups: int) -> torch.Tensor:
         x.float().contiguous(), None, None, batch, channels, x[0, 0].numel(), groups, 0.0
     )
     mean, deviation = mean.double(), rstd.double().reciprocal()
-    return torch.stack([mean, deviation**2 + mean**2])
+    return torch.stack([mean, deviation * deviation + mean * mean])
 
 
 def normalise(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:

@@ -1,0 +1,103 @@
+"""The page's API as other programs see it: exactly three names, streams that end with picture and report."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.support.fake_client import FakeClient
+from tests.support.processes import until
+
+
+@pytest.fixture(scope="module")
+def caller(page_server: tuple[str, FakeClient]) -> Any:
+    from gradio_client import Client
+
+    return Client(page_server[0], verbose=False, analytics_enabled=False)
+
+
+def test_exactly_three_names(page_server: tuple[str, FakeClient]) -> None:
+    with urllib.request.urlopen(page_server[0] + "gradio_api/info") as answer:
+        info = json.load(answer)
+    assert sorted(info["named_endpoints"]) == ["/compare", "/generate", "/status"]
+    assert info["unnamed_endpoints"] == {}
+    parameters = {each["parameter_name"]: each for each in info["named_endpoints"]["/generate"]["parameters"]}
+    assert [name for name, each in parameters.items() if not each["parameter_has_default"]] == ["prompt"]
+    assert " ".join(parameters) == (
+        "prompt negative_prompt height width steps guidance_scale seed scheduler parallelism mode warmup_steps "
+        "split_scheme split_batch"
+    )
+
+
+@pytest.mark.parametrize("name", ["start", "follow", "stop", "open", "tick", "recall"])
+def test_events_of_the_page_are_not_part_of_it(caller: Any, name: str) -> None:
+    with pytest.raises(ValueError, match="api_name"):
+        caller.predict(api_name=f"/{name}")
+
+
+def test_generate_streams_and_ends_with_picture_and_report(caller: Any, fake: FakeClient) -> None:
+    fake.step_seconds = 0.05
+    job = caller.submit("a red house", steps=12, seed=5, api_name="/generate")
+    answers = list(job)
+    steps = [progress["step"] for _, progress in answers[:-1]]
+    assert steps == sorted(steps)
+    assert len(set(steps)) >= 2
+    picture, report = answers[-1]
+    assert Image.open(_path(picture)).size == (256, 256)
+    assert (report["request"]["seed"], report["request"]["steps"], report["ranks"]) == (5, 12, 2)
+    assert set(report["seconds"]) >= {"text", "denoise", "decode", "total"}
+    assert fake.submitted[0][1].split_batch  # the default of the command line
+
+
+def test_compare(caller: Any, fake: FakeClient) -> None:
+    alone, naive, ours, report = caller.predict("a red house", steps=5, seed=5, api_name="/compare")
+    assert len({Path(_path(each)).read_bytes() for each in (alone, naive, ours)}) == 3
+    assert set(report["psnr"]) == {"naive_patch", "patch"}
+    assert report["psnr"]["patch"] > report["psnr"]["naive_patch"]
+    assert {request.seed for request, _ in fake.submitted} == {5}
+    assert not any(config.split_batch for _, config in fake.submitted)  # two ranks: patches are what is compared
+
+
+def test_status(caller: Any) -> None:
+    assert caller.predict(api_name="/status") == {
+        "state": "ready",
+        "ranks": 2,
+        "device": "CPU",
+        "model": "embedded demo model",
+        "queue": 0,
+        "restarts": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"prompt": ""}, "The prompt is empty"),
+        ({"prompt": "x", "steps": 9999}, "Steps 9999 is out of range"),
+        ({"prompt": "x", "height": 1000}, "Height 1000 is not a multiple of 32"),
+        ({"prompt": "x", "parallelism": "magic"}, "Unknown parallelism 'magic'; choose one of"),
+    ],
+)
+def test_bad_parameters(caller: Any, fake: FakeClient, parameters: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(Exception, match=sentence):
+        caller.predict(**parameters, api_name="/generate")
+    assert fake.submitted == []
+
+
+def test_cancelling_frees_the_engine(caller: Any, fake: FakeClient) -> None:
+    fake.step_seconds = 0.2
+    job = caller.submit("a long one", steps=200, api_name="/generate")
+    until(lambda: fake.status().state == "running", 5)
+    time.sleep(0.5)
+    job.cancel()
+    until(lambda: fake.status().state == "idle", 5)
+
+
+def _path(file: Any) -> str:
+    return str(file["path"] if isinstance(file, dict) else file)

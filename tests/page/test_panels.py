@@ -1,0 +1,221 @@
+"""What the panels say, from states alone: cards, sentence, header, lanes, strip, gallery, settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from distri_engine.config import DistriConfig
+from distri_engine.request import GenerationRequest
+from launcher.schema import Lane, Record, Status, Update
+from launcher.web import cards, gallery, header, lanes, settings, stage
+from launcher.web.take import Take
+from tests.support.fake_client import MODEL
+
+IDLE = Status(state="idle", message="", ranks=2, device="CPU", model=MODEL, queue=0, restarts=0)
+
+
+def take(folder: Path, method: str, seconds: float, shade: int, *, wait_ms: float = 0.0, **config: Any) -> Take:
+    """A finished picture of one colour."""
+    path = folder / f"{method}.png"
+    Image.new("RGB", (64, 64), (shade, shade, shade)).save(path)
+    request = GenerationRequest(prompt="x", height=64, width=64, seed=1)
+    ranks = [{"compute_ms": 90.0, "wait_ms": wait_ms, "sent_bytes": 0}, {"compute_ms": 50.0, "wait_ms": 0.0}]
+    return Take(
+        id=method,
+        method=method,
+        picture=str(path),
+        request=dataclasses.asdict(request),
+        config=dataclasses.asdict(DistriConfig(parallelism=method, split_batch=False, **config)),
+        report={
+            "ranks": 2,
+            "seconds": {"text": 0.0, "denoise": 0.9 * seconds, "decode": 0.1 * seconds, "total": seconds + 1},
+            "steps": [{"step": 0, "phase": "sync", "ranks": ranks}],
+        },
+    )
+
+
+def test_cards_and_story(tmp_path: Path) -> None:
+    takes = {
+        "patch": take(tmp_path, "patch", 2.0, 101, wait_ms=10),
+        "naive_patch": take(tmp_path, "naive_patch", 5.0, 150),
+        "single": take(tmp_path, "single", 4.0, 100),
+    }
+    alone, naive, ours = cards.cards(takes)["cards"]
+    assert [card["seconds"] for card in (alone, naive, ours)] == ["4.00", "5.00", "2.00"]
+    assert ours["badge"] == {"text": "2.00× faster", "tone": "good"}
+    assert naive["badge"] == {"text": "1.25× slower", "tone": "bad"}
+    assert "badge" not in alone
+    assert "PSNR 48.1 dB" in ours["note"]
+    assert sum(part["share"] for part in naive["parts"]) == pytest.approx(1)
+    assert cards.story(takes) == (
+        "DistriFusion took 50 % of one device's time; 10 % of its denoising was waiting for peers; decoding was 10 % "
+        "of the whole. Against one device's picture it scores 48.1 dB PSNR, naive patches 14.2 dB (higher is closer)."
+    )
+
+
+def test_story_of_a_single_picture_and_of_a_slow_one(tmp_path: Path) -> None:
+    ours = take(tmp_path, "patch", 2.0, 100)
+    assert cards.story({"patch": ours}).startswith("DistriFusion took 2.00 s; 0 % of its denoising")
+    slow = cards.story({"patch": ours, "single": take(tmp_path, "single", 1.0, 100)})
+    assert "200 % of one device's time (sharing this picture did not pay here)" in slow
+    assert "∞ dB (equal)" in slow
+    assert cards.story({}) == ""
+
+
+def test_cards_while_running(tmp_path: Path) -> None:
+    takes = {"patch": take(tmp_path, "patch", 2.0, 100)}
+    shown = cards.cards(takes, running="naive_patch", waiting=["single"])
+    assert [card["state"] for card in shown["cards"]] == ["waiting", "running", "done"]
+    assert shown["story"] == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "badge"),
+    [
+        ({}, "ready", "2 CPU ranks ready"),
+        ({"ranks": 1}, "ready", "1 CPU rank ready"),
+        ({"ranks": 4, "device": "NVIDIA H200"}, "ready", "4 × NVIDIA H200 ready"),
+        ({"state": "boot", "model": None}, "loading", "Loading the model on 2 CPU ranks"),
+        ({"state": "running", "queue": 3}, "busy", "Generating · 2 waiting"),
+        ({"state": "rejoin"}, "lost", "Restarting the workers"),
+        ({"state": "boot", "model": None, "restarts": 1}, "lost", "Restarting the workers"),
+        ({"state": "dead", "model": None, "last_error": "no such folder"}, "dead", "Stopped working"),
+    ],
+)
+def test_header_is_honest(changes: dict[str, Any], state: str, badge: str) -> None:
+    shown = header.header(dataclasses.replace(IDLE, **changes), own=1 if changes.get("queue") else 0)
+    assert (shown["state"], shown["badge"]) == (state, badge)
+    if state == "dead":
+        assert shown["notice"]["text"] == "no such folder"
+
+
+def _lane(rank: int, box: tuple[int, int, int, int] | None, branch: str = "both") -> Lane:
+    return Lane(
+        rank=rank,
+        device="CPU",
+        box=box,
+        branch=branch,
+        step=2,
+        compute_ms=30,
+        wait_ms=10,
+        sent_bytes=1_200_000,
+        memory_mb=400,
+        median_ms=40,
+        history=((30, 10), (30, 10)),
+    )
+
+
+def test_lanes_and_strip() -> None:
+    request = {"height": 256, "width": 256}
+    update = Update(
+        id="1",
+        state="running",
+        message="",
+        step=2,
+        steps=9,
+        phases="Sd",
+        lanes=(
+            _lane(0, (0, 0, 256, 160), "conditional"),
+            _lane(1, (0, 160, 256, 256), "conditional"),
+            _lane(2, None, "none"),
+        ),
+        request=request,
+        config={"parallelism": "patch"},
+    )
+    first, second, unused = lanes.live(update)["lanes"]
+    assert (first["name"], first["part"]) == ("CPU rank 0", "rows 0–160 · with prompt")
+    assert (second["status"], second["wait"], second["sent"]) == ("step 2 / 9", "waiting 25 %", "1.2 MB/step")
+    assert (unused["state"], unused["status"]) == ("rest", "sleeping")
+    assert lanes.live(update)["foot"] == "Slowest device sets the pace: 40.0 ms"
+    segments = stage.strip(update.lanes, request)
+    assert [(each["start"], each["length"]) for each in segments] == [(0, 0.625), (0.625, 0.375)]
+    columns = stage.strip((_lane(0, (0, 0, 128, 256)), _lane(1, (128, 0, 256, 256))), request)
+    assert [(each["start"], each["columns"]) for each in columns] == [(0, True), (0.5, True)]
+
+
+def test_stage_words() -> None:
+    stopped = Update(id="1", state="cancelled", message="Stopped at step 13. Your prompt and seed are kept.")
+    assert stage.ended(stopped)["title"] == "Stopped at step 13"
+    assert stage.ended(stopped)["text"] == "Your prompt and seed are kept."
+    lost = Update(id="1", state="lost", message="A device was lost: rank 2 stopped answering at step 6.")
+    assert stage.ended(lost)["text"] == "Rank 2 stopped answering at step 6."
+
+
+def test_take_knows_its_patches(tmp_path: Path) -> None:
+    assert take(tmp_path, "patch", 1, 0).boxes() == ((0, 0, 64, 32), (0, 32, 64, 64))
+    assert take(tmp_path, "naive_patch", 1, 0, split_scheme="col").boxes() == ((0, 0, 32, 64), (32, 0, 64, 64))
+    assert take(tmp_path, "single", 1, 0).boxes() == ()
+
+
+def test_gallery_groups_comparisons_and_leaves_out_lost_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (32, 32)).save(path)
+
+    def record(id: str, method: str, comparison: str, picture: str | None, state: str = "done") -> Record:
+        return Record(
+            id=id,
+            finished=0,
+            state=state,
+            request={"prompt": "p", "seed": 7},
+            config={"parallelism": method},
+            picture=picture,
+            report={},
+            comparison=comparison,
+        )
+
+    tiles = gallery.tiles(
+        [
+            record("4", "single", "", None, "cancelled"),
+            record("3", "single", "c", str(path)),
+            record("2", "patch", "c", str(path)),
+            record("1", "patch", "", str(tmp_path / "gone.png")),
+        ]
+    )
+    assert [(tile["id"], tile["methods"], tile["seed"]) for tile in tiles] == [("2", ["DistriFusion", "1 device"], "7")]
+
+
+def test_plan() -> None:
+    values = {**settings.DEFAULTS, "prompt": "x", "random_seed": False, "seed": 9}
+    request, configs = settings.plan(values, IDLE)
+    assert request.seed == 9
+    assert [config.parallelism for config in configs] == ["patch", "naive_patch", "single"]
+    assert not any(config.split_batch for config in configs)
+    assert settings.plan(values, dataclasses.replace(IDLE, ranks=4))[1][0].split_batch
+    alone = settings.plan(values, dataclasses.replace(IDLE, ranks=1))[1]
+    assert [config.parallelism for config in alone] == ["single"]
+    first = settings.plan({**values, "parallelism": "single", "run": "+ Naive"}, IDLE)[1]
+    assert [config.parallelism for config in first] == ["single", "naive_patch"]
+
+
+def test_settings_come_back() -> None:
+    values = {**settings.DEFAULTS, "prompt": "x", "random_seed": False, "seed": 9, "steps": 7, "mode": "no_sync"}
+    values |= {"width": 256, "height": 192, "run": "+ Naive", "split_batch": "on", "scheduler": "euler"}
+    request, configs = settings.plan(values, IDLE)
+    parallelisms = [str(config.parallelism) for config in configs]
+    config = {**dataclasses.asdict(configs[0]), "mode": str(configs[0].mode)}
+    assert settings.of_picture(dataclasses.asdict(request), config, parallelisms) == values
+
+
+def test_link_round_trip_and_refusals() -> None:
+    values = {"prompt": "a & b", "seed": 3, "random_seed": False, "steps": 30, "guidance_scale": 7.5}
+    query = settings.to_link(values)
+    assert query == {"prompt": "a & b", "seed": "3", "guidance_scale": "7.5"}
+    assert settings.from_link(query)[0] == {"prompt": "a & b", "seed": 3, "guidance_scale": 7.5, "random_seed": False}
+    kept, complaints = settings.from_link({"seed": "x", "mode": "magic", "utm": "1", "random_seed": "no"})
+    assert kept == {}
+    assert len(complaints) == 2
+
+
+@pytest.mark.parametrize("ratio", list(settings.RATIOS))
+def test_sizes_fit_the_model(ratio: str) -> None:
+    for model in (MODEL, dataclasses.replace(MODEL, default_size=1024)):
+        width, height = settings.size_of(ratio, model)
+        assert width % model.size_multiple == height % model.size_multiple == 0
+        assert width / height == pytest.approx(settings.RATIOS[ratio], rel=0.08)
+        assert width * height == pytest.approx(model.default_size**2, rel=0.22)
+        assert settings.ratio_of(width, height, model) == ratio

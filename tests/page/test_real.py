@@ -1,0 +1,92 @@
+"""The page over the real thing: `python app.py` with two ranks and the embedded model, driven by a browser."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from PIL import Image
+
+from tests.support.browser import Visitor
+from tests.support.real_app import real_app
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running app.py."""
+    with real_app(tmp_path_factory.mktemp("real"), "--ranks", "2", "--device", "cpu") as url:
+        yield url
+
+
+@pytest.fixture
+def visit_real(browser: object, address: str) -> Iterator[Callable[..., Visitor]]:
+    visitors: list[Visitor] = []
+
+    def open_page(**options: object) -> Visitor:
+        visitors.append(Visitor(browser, address, **options))
+        visitors[-1].page.wait_for_selector('.df-badge[data-state="ready"]', timeout=60_000)
+        return visitors[-1]
+
+    yield open_page
+    for visitor in visitors:
+        visitor.close()
+
+
+def test_comparison_of_three_real_pictures(visit_real: Callable[..., Visitor]) -> None:
+    visitor = visit_real()
+    assert visitor.text(".df-badge") == "2 CPU ranks ready"
+    assert "demo" in visitor.text(".df-model")
+    visitor.advanced("steps", str(STEPS))
+    visitor.generate("a red house with a blue roof in a snowy field on a clear day", run="+ Naive + 1 device")
+    visitor.wait_step(2)
+    visitor.page.wait_for_function("document.querySelector('.df-picture').src.startsWith('data:image/jpeg')")
+    assert visitor.page.locator(".df-lane").count() == 2
+    visitor.wait_idle(seconds=90)
+    visitor.page.wait_for_selector("#canvas.df-sliding")
+    assert visitor.page.locator(".df-card[data-state=done]").count() == 3
+    assert visitor.page.locator(".df-card-badge:not([hidden])").count() == 2
+    assert "of one device's time" in visitor.text(".df-story")
+    assert visitor.complaints == []
+    assert visitor.strangers == []
+
+
+def test_same_seed_same_bytes(visit_real: Callable[..., Visitor]) -> None:
+    visitor = visit_real()
+    visitor.advanced("steps", str(STEPS))
+    visitor.generate("a yellow sailboat on the sea at sunset")
+    visitor.wait_idle(seconds=60)
+    first = visitor.picture()
+    assert Image.open(io.BytesIO(first)).size == (256, 256)
+    visitor.page.uncheck("#random-seed input")
+    visitor.press_generate()
+    visitor.wait_idle(seconds=60)
+    assert visitor.picture() == first
+    visitor.page.wait_for_function("document.querySelectorAll('.df-tile').length === 2")
+
+
+def test_stop_within_a_second_and_again(visit_real: Callable[..., Visitor]) -> None:
+    visitor = visit_real()
+    visitor.advanced("steps", "300")
+    visitor.generate("a white lighthouse")
+    visitor.wait_step(3)
+    pressed = time.monotonic()
+    visitor.page.click("#stop")
+    visitor.wait_state("cancelled")
+    assert time.monotonic() - pressed < 1
+    visitor.wait_idle()
+    visitor.advanced("steps", str(STEPS))
+    visitor.press_generate()
+    visitor.wait_state("done", seconds=60)
+
+
+def test_what_the_model_cannot_do_is_refused(visit_real: Callable[..., Visitor]) -> None:
+    visitor = visit_real()
+    visitor.write("too large")
+    visitor.advanced("width", "32000")
+    visitor.page.click("#generate")
+    assert "pixels" in visitor.toast()
+    assert visitor.state() == "idle"

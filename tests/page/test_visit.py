@@ -1,0 +1,112 @@
+"""Runs without a browser: what is submitted, what a closed tab leaves behind, what a refusal undoes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.schema import Refused
+from launcher.web import settings, visit
+from launcher.web.visit import Visits
+from tests.support.fake_client import FakeClient
+from tests.support.processes import until
+
+WHO = {"visitor": "v", "ids": []}
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[FakeClient]:
+    client = FakeClient(tmp_path, step_seconds=0.02)
+    yield client
+    client.close()
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    return {**settings.DEFAULTS, "prompt": "x", "steps": 8, **changes}
+
+
+def test_closed_tab_drops_the_waiting_baselines(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visit, "GRACE_S", 0.05)
+    visits = Visits(client)
+    run = visits.start(WHO, values())["current"]
+    frames = visits.follow(run, WHO)
+    next(frames)
+    frames.close()
+    until(lambda: not client.running(visitor="v"), 10)
+    first, *others = (next(client.updates(id)).state for id in run["ids"])
+    assert (first, others) == ("done", ["cancelled", "cancelled"])
+
+
+def test_reload_keeps_them(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visit, "GRACE_S", 0.1)
+    visits = Visits(client)
+    run = visits.start(WHO, values())["current"]
+    first = visits.follow(run, WHO)
+    next(first)
+    first.close()
+    frame, _ = visits.arrive({"visitor": "v", "ids": run["ids"]}, {})
+    assert frame["current"]["busy"]
+    assert frame["prompt"] == "x"
+    *_, last = visits.follow(frame["current"], WHO)
+    assert list(last["current"]["takes"]) == ["patch", "naive_patch", "single"]
+
+
+def test_refusal_half_way_takes_back_the_rest(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, calls = client.submit, []
+
+    def refusing(*arguments: Any, **options: Any) -> str:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Refused("20 pictures are waiting already")
+        return submit(*arguments, **options)
+
+    monkeypatch.setattr(client, "submit", refusing)
+    with pytest.raises(Refused, match="waiting already"):
+        Visits(client).start(WHO, values())
+    until(lambda: not client.running(visitor="v"), 5)
+
+
+def test_failed_first_picture_cancels_its_baselines(client: FakeClient) -> None:
+    client.step_seconds = 0.1
+    client.fault = lambda step: "failed" if step == 2 and len(client.history()) == 0 else ""
+    visits = Visits(client)
+    run = visits.start(WHO, values())["current"]
+    *_, last = visits.follow(run, WHO)
+    assert last["stage"]["state"] == "failed"
+    until(lambda: not client.running(visitor="v"), 5)
+    assert [next(client.updates(id)).state for id in run["ids"]] == ["failed", "cancelled", "cancelled"]
+
+
+def test_stop_during_a_baseline_keeps_the_picture(client: FakeClient) -> None:
+    visits = Visits(client)
+    run = visits.start(WHO, values())["current"]
+    for frame in visits.follow(run, WHO):
+        if frame.get("stage", {}).get("inset"):
+            visits.stop(run)
+    assert frame["stage"]["state"] == "done"
+    assert frame["cards"]["story"].startswith("Stopped at step")
+    assert frame["generate"] == {"value": "Generate", "interactive": True}
+
+
+def test_recall_gives_only_own_pictures(client: FakeClient) -> None:
+    visits = Visits(client)
+    run = visits.start(WHO, values(run="DistriFusion"))["current"]
+    *_, last = visits.follow(run, WHO)
+    id = last["gallery"]["tiles"][0]["id"]
+    assert visits.recall(visit.NO_RUN, WHO, id)["prompt"] == "x"
+    with pytest.raises(ValueError, match="no longer in the history"):
+        visits.recall(visit.NO_RUN, {"visitor": "somebody else", "ids": []}, id)
+    with pytest.raises(ValueError, match="A picture is being made"):
+        visits.recall({**visit.NO_RUN, "busy": True}, WHO, id)
+
+
+def test_looking_at_what_was_not_made_says_so(client: FakeClient) -> None:
+    visits = Visits(client)
+    *_, last = visits.follow(visits.start(WHO, values(run="+ Naive"))["current"], WHO)
+    assert last["pair"]["value"] == "Naive | DistriFusion"
+    with pytest.raises(ValueError, match="1 device was not part of this run"):
+        visits.look(last["current"], "1 device | DistriFusion", "Slider")
+    assert visits.look(last["current"], "Naive | DistriFusion", "Side by side")["stage"]["view"] == "sides"
