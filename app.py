@@ -43,9 +43,8 @@ def toast(problem: Exception) -> "gr.Error":
 
 
 def updates(page: Page, frame: Frame) -> Page:
-    """A frame by component instead of by name. Gradio wants at least one output, so an empty frame skips one."""
-    wrapped = {name: gr.update(**value) if isinstance(value, Props) else value for name, value in frame.items()}
-    return {page[name]: value for name, value in wrapped.items()} or {page["current"]: gr.skip()}
+    """A frame by component instead of by name."""
+    return {page[name]: gr.update(**value) if isinstance(value, Props) else value for name, value in frame.items()}
 
 
 def answering(page: Page, event: Callable[..., Frame]) -> Callable[..., Page]:
@@ -223,11 +222,23 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     for event in (started, opened):
         event.success(follow, [current, browser], outputs, api_name="follow", **PRIVATE)
     page["stop"].click(visits.stop, [current], None, api_name="stop", **PRIVATE)
-    page["timer"].tick(answering(page, visits.tick), [current, page["mood"]], outputs, api_name="tick", **PRIVATE)
-    page["aspect"].input(answering(page, visits.resize), [page["aspect"]], outputs, api_name="resize", **PRIVATE)
+    page["timer"].tick(
+        answering(page, visits.tick),
+        [current, page["mood"]],
+        [page[name] for name in ("top", "mood", "generate", "chips", "width", "height", "aspect")],
+        api_name="tick",
+        **PRIVATE,
+    )
+    page["aspect"].input(
+        answering(page, visits.resize), [page["aspect"]], [page["width"], page["height"]], api_name="resize", **PRIVATE
+    )
     for name in ("pair", "view"):
         page[name].input(
-            answering(page, visits.look), [current, page["pair"], page["view"]], outputs, api_name=name, **PRIVATE
+            answering(page, visits.look),
+            [current, page["pair"], page["view"]],
+            [page[name] for name in ("stage", "slider", "pair", "view")],
+            api_name=name,
+            **PRIVATE,
         )
     page["gallery"].select(recall, [current, browser], outputs, api_name="recall", **PRIVATE)
 

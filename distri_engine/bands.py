@@ -5,6 +5,7 @@ rows between ranks is exchange.py's business.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from distri_engine.config import SIZE_MULTIPLE, DistriConfig, Parallelism, SplitScheme
 from distri_engine.request import GenerationRequest
@@ -46,13 +47,13 @@ def split_units(units: int, ranks: int) -> tuple[int, ...]:
 def cut_rows(height: int, width: int, unit: int, ranks: int) -> tuple[Box, ...]:
     """Cut a latent of `height` x `width` cells into `ranks` bands of whole rows, each a multiple of `unit` rows."""
     edges = _edges(height, unit, ranks)
-    return tuple(Box(top, bottom, 0, width) for top, bottom in zip(edges, edges[1:], strict=False))
+    return tuple(Box(top, bottom, 0, width) for top, bottom in pairwise(edges))
 
 
 def cut_cols(height: int, width: int, unit: int, ranks: int) -> tuple[Box, ...]:
     """Cut a latent into `ranks` bands of whole columns, each a multiple of `unit` columns."""
     edges = _edges(width, unit, ranks)
-    return tuple(Box(0, height, left, right) for left, right in zip(edges, edges[1:], strict=False))
+    return tuple(Box(0, height, left, right) for left, right in pairwise(edges))
 
 
 def _edges(length: int, unit: int, ranks: int) -> list[int]:
@@ -92,6 +93,7 @@ def check_bands(request: GenerationRequest, config: DistriConfig, ranks: int, mu
         if pixels is not None and pixels // multiple < patches:
             units = pixels // multiple
             raise ValueError(
-                f"{patches} ranks cannot share {units} units of {lines} ({name} {pixels} is {units} x {multiple} pixels); "
+                f"{patches} ranks cannot share {units} units of {lines} "
+                f"({name} {pixels} is {units} x {multiple} pixels); "
                 f"use at most {units} ranks or a {name} of at least {patches * multiple}"
             )

@@ -106,7 +106,9 @@ class Bucket:
         self._pending = []
 
 
-def _flat(items: Sequence[tuple[tuple[int, ...], torch.dtype]], empty: Empty) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _flat(
+    items: Sequence[tuple[tuple[int, ...], torch.dtype]], empty: Empty
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """One byte buffer and a view into it for every (shape, dtype), each aligned."""
     sizes = [prod(shape) * dtype.itemsize for shape, dtype in items]
     starts, end = [], 0

@@ -1,11 +1,12 @@
-"""The engine as a service: one loaded model that makes one picture after another, each as a stream of events that can be
-stopped after any step. Who asks, and what becomes of the events, is the launcher's business.
+"""The engine as a service: one loaded model that makes one picture after another, each as a stream of events that can
+be stopped after any step. Who asks, and what becomes of the events, is the launcher's business.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from transformers.utils import logging as transformers_logging
 from distri_engine.bands import check_bands
 from distri_engine.config import DistriConfig, check_size
 from distri_engine.errors import MeshError
-from distri_engine.mesh import Mesh, device_name, resolve_device
+from distri_engine.mesh import Axes, Mesh, device_name, resolve_device
 from distri_engine.methods import METHODS
 from distri_engine.pipelines import load_pipeline
 from distri_engine.preview import LatentPreview
 from distri_engine.request import GenerationRequest, Scheduler
-from distri_engine.step import Phase
+from distri_engine.step import Phase, Step
 from distri_engine.telemetry import EngineInfo, Event, Finished, Prepared, StepDone
 from distri_engine.unet import ParallelUNet
 from distri_engine.vae import ParallelDecoder
@@ -35,6 +36,15 @@ _SCHEDULERS = {
     Scheduler.DPM_SOLVER: DPMSolverMultistepScheduler,
 }
 _MIB = 2**20
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """A rank's place in one generation of the group."""
+
+    mesh: Mesh
+    unet: ParallelUNet
+    decoder: ParallelDecoder
 
 
 class Engine:
@@ -54,9 +64,7 @@ class Engine:
         self._pipe.set_progress_bar_config(disable=True)
         self._unet = self._pipe.unet
         self._preview = LatentPreview.of(self._pipe.vae) if rank == 0 else None
-        self._mesh: Mesh | None = None
-        self._parallel: ParallelUNet | None = None
-        self._decoder: ParallelDecoder | None = None
+        self._seat: _Seat | None = None
         demo = Path(model).resolve() == DEMO_MODEL
         levels = len(self._unet.config.block_out_channels)
         self.info = EngineInfo(
@@ -71,18 +79,19 @@ class Engine:
 
     def attach(self, mesh: Mesh) -> None:
         """Take a place in a new generation of the group."""
-        self._mesh = mesh
-        self._parallel = ParallelUNet(self._unet, DistriConfig(), mesh)
-        self._decoder = ParallelDecoder(self._pipe.vae, mesh)
+        self._seat = _Seat(
+            mesh=mesh,
+            unet=ParallelUNet(self._unet, DistriConfig(), mesh),
+            decoder=ParallelDecoder(self._pipe.vae, mesh),
+        )
 
     def detach(self) -> None:
         """Let go of the group: buffers are freed and messages in flight forgotten, so that peers notice."""
-        if self._parallel is not None and self._decoder is not None:
-            self._parallel.forget()
-            self._decoder.forget()
-        if self._mesh is not None:
-            self._mesh.close()
-        self._mesh = self._parallel = self._decoder = None
+        if self._seat is not None:
+            self._seat.unet.forget()
+            self._seat.decoder.forget()
+            self._seat.mesh.close()
+        self._seat = None
 
     def check(self, request: GenerationRequest, config: DistriConfig, ranks: int) -> None:
         """Raise ValueError, with the number, the rule and the remedy, if this model on `ranks` cannot do `request`."""
@@ -100,11 +109,11 @@ class Engine:
     def generate(self, request: GenerationRequest, config: DistriConfig) -> Iterator[Event]:
         """Make the pictures of a resolved `request`: yields Prepared, one StepDone a step, and Finished.
 
-        Nothing is exchanged before Prepared. Closing the iterator cancels; every rank must close it after the same step.
+        Nothing is exchanged before Prepared. Closing the iterator cancels; all ranks must close it after the same step.
         """
-        if self._mesh is None or self._parallel is None or self._decoder is None:
+        if self._seat is None:
             raise MeshError("the engine is not attached to a mesh; call attach() first")
-        mesh, unet = self._mesh, self._parallel
+        mesh, unet, decoder = self._seat.mesh, self._seat.unet, self._seat.decoder
         self.check(request, config, mesh.size)
         method = METHODS[config.parallelism]
         works = mesh.rank == 0 or not method.alone
@@ -115,7 +124,7 @@ class Engine:
         latents = self._noise(request)
         unet.begin(config, guided=request.guided)
         text_seconds = time.perf_counter() - start
-        yield self._prepared(request, config)
+        yield self._prepared(request, config, mesh)
 
         start = time.perf_counter()
         if not method.alone:
@@ -128,7 +137,7 @@ class Engine:
             start = time.perf_counter()
             preview = None
             if works:
-                latents, preview = self._step(request, scheduler, timestep, latents, conditions)
+                latents, preview = self._step(request, unet, scheduler, timestep, latents, conditions)
             self._synchronize()
             wall = time.perf_counter() - start
             try:
@@ -147,7 +156,10 @@ class Engine:
                 raise
         unet.end()
         decode_start = time.perf_counter()
-        images = self._decode(latents, alone=method.alone) if works else []
+        if method.alone:
+            decoder = ParallelDecoder(self._pipe.vae, Mesh(0, 1, self.device))
+        picture = decoder(latents) if works else None
+        images = [] if picture is None else self._pipe.image_processor.postprocess(picture, output_type="pil")
         yield Finished(
             images=images,
             seconds={
@@ -205,23 +217,26 @@ class Engine:
         time_ids = self._pipe._get_add_time_ids(size, (0, 0), size, self._unet.dtype, int(pooled.shape[-1]))
         return {
             "encoder_hidden_states": embeds,
-            "added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids.to(self.device).repeat(pooled.shape[0], 1)},
+            "added_cond_kwargs": {
+                "text_embeds": pooled,
+                "time_ids": time_ids.to(self.device).repeat(pooled.shape[0], 1),
+            },
         }
 
     @torch.no_grad()
     def _step(
         self,
         request: GenerationRequest,
+        unet: ParallelUNet,
         scheduler: Any,
         timestep: torch.Tensor,
         latents: torch.Tensor,
         conditions: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of the sampler: latents [B, 4, H, W] -> the next ones, and the picture they are heading for."""
-        assert self._parallel is not None
         model_input = torch.cat([latents, latents]) if request.guided else latents
         model_input = scheduler.scale_model_input(model_input, timestep)
-        noise = self._parallel(model_input, timestep, return_dict=False, **conditions)[0]
+        noise = unet(model_input, timestep, return_dict=False, **conditions)[0]
         if request.guided:
             unconditional, conditional = noise.chunk(2)
             noise = unconditional + request.guidance_scale * (conditional - unconditional)
@@ -231,27 +246,20 @@ class Engine:
             heading = scheduler.model_outputs[-1]
         return result.prev_sample.to(latents.dtype), heading
 
-    def _decode(self, latents: torch.Tensor, *, alone: bool) -> list[Any]:
-        assert self._mesh is not None and self._decoder is not None
-        decoder = ParallelDecoder(self._pipe.vae, Mesh(0, 1, self.device)) if alone else self._decoder
-        picture = decoder(latents)
-        return [] if picture is None else self._pipe.image_processor.postprocess(picture, output_type="pil")
-
     # --- what a rank tells about itself
 
-    def _prepared(self, request: GenerationRequest, config: DistriConfig) -> Prepared:
-        assert self._mesh is not None and request.height is not None and request.width is not None
+    def _prepared(self, request: GenerationRequest, config: DistriConfig, mesh: Mesh) -> Prepared:
+        assert request.height is not None
+        assert request.width is not None
         method = METHODS[config.parallelism]
-        if method.alone and self._mesh.rank != 0:
+        if method.alone and mesh.rank != 0:
             return Prepared(memory_mb=self._memory_mb(), box=None, branch="none")
-        axes = self._mesh.axes(config, guided=request.guided) if not method.alone else None
+        axes = Axes(rank=0, cfg_size=1, patch_size=1) if method.alone else mesh.axes(config, guided=request.guided)
         scale = self._pipe.vae_scale_factor
-        whole = (0, 0, request.width, request.height)
-        if axes is None:
-            return Prepared(memory_mb=self._memory_mb(), box=whole, branch="both" if request.guided else "conditional")
-        unit = self.info.size_multiple // scale
-        size = (request.height // scale, request.width // scale)
-        box = method.boxes(config, self._parallel.clock.step, size, unit, axes.patch_size)[axes.patch]  # type: ignore[union-attr]
+        latent = (request.height // scale, request.width // scale)
+        box = method.boxes(config, Step(0, Phase.SYNC), latent, self.info.size_multiple // scale, axes.patch_size)[
+            axes.patch
+        ]
         branch = ("unconditional", "conditional")[axes.cfg] if axes.cfg_size == 2 else "both"
         return Prepared(
             memory_mb=self._memory_mb(), box=box.pixels(scale), branch=branch if request.guided else "conditional"

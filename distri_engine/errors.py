@@ -1,4 +1,6 @@
-"""What callers may want to catch. Wrong input is a plain ValueError; these are the failures that are not the caller's."""
+"""What callers may want to catch. Wrong input is a plain ValueError; these are the failures that are not the
+caller's.
+"""
 
 
 class EngineError(RuntimeError):

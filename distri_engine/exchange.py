@@ -1,10 +1,11 @@
-"""What the ranks of one guidance branch tell each other inside a model: typed slots (halo, gather, statistics), one per
-patched layer. Whether a value is fresh or one step old is decided here and nowhere else; layers call `slot.trade(x)` and
-compute. How payloads share messages is buckets.py's business.
+"""What the ranks of one guidance branch tell each other inside a model: typed slots (halo, gather, statistics), one
+per patched layer. Whether a value is fresh or one step old is decided here and nowhere else; layers call
+`slot.trade(x)` and compute. How payloads share messages is buckets.py's business.
 
-Life of a step. SYNC: every slot swaps its payload with its peers and waits, inside the layer. STALE: a slot first joins the
-message that was started one step earlier, hands out what it brought, and posts its own payload; `comm_checkpoint` posted
-payloads leave together, asynchronously, while the layers go on computing (DistriFusion, section 4.1 and figure 4).
+Life of a step. SYNC: every slot swaps its payload with its peers and waits, inside the layer. STALE: a slot first
+joins the message that was started one step earlier, hands out what it brought, and posts its own payload;
+`comm_checkpoint` posted payloads leave together, asynchronously, while the layers go on computing (DistriFusion,
+section 4.1 and figure 4).
 """
 
 from __future__ import annotations
@@ -191,7 +192,9 @@ class Exchange:
         self.rows: tuple[int, ...] = (1,)  # rows of every band
         self.weights: tuple[float, ...] = (1.0,)  # share of every band
         self._slots: list[Slot] = []
-        self._parcels: list[Parcel] = []  # what a synchronous step sent, in order: the plan of the stale steps' messages
+        self._parcels: list[
+            Parcel
+        ] = []  # what a synchronous step sent, in order: the plan of the stale steps' messages
         self._buckets: list[Bucket] = []
         self._full: Bucket | None = None  # a bucket that waits for the next layer before it leaves
 

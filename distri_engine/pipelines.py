@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import secrets
 import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ def load_pipeline(
     """
     folder = Path(model)
     if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ModelError(f"{model} is not a model folder: it has no model_index.json; give a diffusers SDXL folder or a model id")
+        raise ModelError(
+            f"{model} is not a model folder: it has no model_index.json; give a diffusers SDXL folder or a model id"
+        )
     absent = {} if text else dict.fromkeys(_TEXT_PARTS)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     try:
@@ -55,6 +58,7 @@ class DistriSDXLPipeline:
         self.distri_config = distri_config
         self.mesh = mesh
         self.decoder = ParallelDecoder(pipeline.vae, mesh)
+        self.close: Callable[[], object] = mesh.close  # leave the group; no call may follow
         pipeline.unet = ParallelUNet(pipeline.unet, distri_config, mesh)
 
     @classmethod
@@ -90,7 +94,9 @@ class DistriSDXLPipeline:
         """
         for name in _UNSUPPORTED:
             if kwargs.get(name) is not None:
-                raise UnsupportedError(f"{name} is not supported under patch parallelism; use the diffusers pipeline for it")
+                raise UnsupportedError(
+                    f"{name} is not supported under patch parallelism; use the diffusers pipeline for it"
+                )
         height = check_size("height", kwargs.pop("height", None) or self.distri_config.height)
         width = check_size("width", kwargs.pop("width", None) or self.distri_config.width)
         guided = kwargs.get("guidance_scale", 5.0) > 1 and self.pipeline.unet.config.time_cond_proj_dim is None

@@ -1,5 +1,5 @@
-"""Which module becomes which patched layer: rules as data, applied once to a tree of modules that shares every weight with
-the model it was made from. How a patched layer computes stands in layers/.
+"""Which module becomes which patched layer: rules as data, applied once to a tree of modules that shares every weight
+with the model it was made from. How a patched layer computes stands in layers/.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A rough picture of unfinished latents by one linear map, cheap enough to make at every step. The real decode is vae.py's.
+"""A rough picture of unfinished latents by one linear map, cheap enough to make at every step. The real decode is
+vae.py's.
 """
 
 from __future__ import annotations
@@ -6,8 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
-from torch import nn
 
 from distri_engine.vae import unscale
 
@@ -23,7 +24,7 @@ class LatentPreview:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, vae: nn.Module) -> LatentPreview:
+    def of(cls, vae: AutoencoderKL) -> LatentPreview:
         """The map that fits `vae`: decodes flat latents of one channel each and takes the colour in the middle.
 
         Nothing is looked up by name, so that every VAE that can be decoded can be previewed.

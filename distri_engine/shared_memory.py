@@ -1,10 +1,11 @@
-"""Messages between ranks of one host through shared memory: a copy into a segment that the peer has mapped, and a 24-byte
-token on a Unix socket that says so. Ten to fifty times less overhead a message than a TCP collective on loopback, a sleeping
-wait, and a dead peer is noticed at once. What is sent, and when, is decided in mesh.py and above.
+"""Messages between ranks of one host through shared memory: a copy into a segment that the peer has mapped, and a
+24-byte token on a Unix socket that says so. Ten to fifty times less overhead a message than a TCP collective on
+loopback, a sleeping wait, and a dead peer is noticed at once. What is sent, and when, is decided in mesh.py and
+above.
 
-Protocol, for each pair of ranks: DATA(tag, segment) after the bytes are in the segment, with the segment's file descriptor
-beside it when it is new; FREE(segment) after the receiver has copied them out. Segments are anonymous memory (memfd): no
-name, no limit of a mount, nothing left behind by a killed process.
+Protocol, for each pair of ranks: DATA(tag, segment) after the bytes are in the segment, with the segment's file
+descriptor beside it when it is new; FREE(segment) after the receiver has copied them out. Segments are anonymous
+memory (memfd): no name, no limit of a mount, nothing left behind by a killed process.
 """
 
 from __future__ import annotations

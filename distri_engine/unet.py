@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
@@ -34,10 +35,11 @@ class ParallelUNet(nn.Module):
     Methods that patch layers run a second tree of modules over the same weights.
     """
 
-    def __init__(self, unet: nn.Module, config: DistriConfig, mesh: Mesh) -> None:
+    def __init__(self, unet: UNet2DConditionModel, config: DistriConfig, mesh: Mesh) -> None:
         super().__init__()
         self.unet = unet
         self.mesh = mesh
+        self.parallel_config = config
         self.unit = 2 ** (len(unet.config.block_out_channels) - 1)  # latent rows
         self.clock = StepClock()
         self.report = PlanReport()
@@ -52,7 +54,8 @@ class ParallelUNet(nn.Module):
 
         `guided` says whether the batch holds both guidance branches, unconditional first; default: as configured.
         """
-        self.parallel_config = config or self.parallel_config
+        if config is not None:
+            self.parallel_config = config
         self.method = METHODS[self.parallel_config.parallelism]
         self.axes: Axes = self.mesh.axes(
             self.parallel_config, guided=self.parallel_config.do_classifier_free_guidance if guided is None else guided
@@ -79,7 +82,7 @@ class ParallelUNet(nn.Module):
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
         """sample: [B, 4, H, W] latents -> `.sample`: [B, 4, H, W] noise prediction, the same on every rank.
 
-        Raises ValueError if the latents do not fit the mesh, and UnsupportedError for inputs that have no form on bands.
+        Raises ValueError if the latents do not fit the mesh, UnsupportedError for inputs that have no form on bands.
         """
         boxes = self._start_step(sample, conditions)
         sample, timestep, encoder_hidden_states, conditions = self._take(  # this rank's guidance branch
@@ -109,14 +112,18 @@ class ParallelUNet(nn.Module):
         if not self.method.alone:
             for name in _WHOLE_PICTURE_ARGUMENTS:
                 if conditions.get(name) is not None:
-                    raise UnsupportedError(f"{name} (ControlNet, T2I-Adapter) cannot be cut into patches; use parallelism single")
+                    raise UnsupportedError(
+                        f"{name} (ControlNet, T2I-Adapter) cannot be cut into patches; use parallelism single"
+                    )
         boxes = self.method.boxes(self.parallel_config, step, size, self.unit, self.axes.patch_size)
         if self._size is None:
             self._size = tuple(sample.shape)
             self._tree = self._tree_of(self.method)
             self._exchange.begin(self.parallel_config, self.axes, boxes)
         elif self._size != tuple(sample.shape):
-            raise ValueError(f"latents changed from {self._size} to {tuple(sample.shape)} within a picture; call begin() first")
+            raise ValueError(
+                f"latents changed from {self._size} to {tuple(sample.shape)} within a picture; call begin() first"
+            )
         self._exchange.start_step()
         return boxes
 
@@ -145,7 +152,8 @@ class ParallelUNet(nn.Module):
         mine = output.to(self.mesh.wire_device).contiguous()
         peers = [rank for rank in range(self.mesh.size) if rank != self.mesh.rank]
         pieces = {
-            rank: mine.new_empty(*output.shape[:2], boxes[rank % len(boxes)].rows, boxes[rank % len(boxes)].cols) for rank in peers
+            rank: mine.new_empty(*output.shape[:2], boxes[rank % len(boxes)].rows, boxes[rank % len(boxes)].cols)
+            for rank in peers
         }
         self.mesh.swap(dict.fromkeys(peers, mine), pieces).wait()
         pieces[self.mesh.rank] = output

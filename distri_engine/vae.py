@@ -1,13 +1,11 @@
-"""Row-parallel VAE decode: every rank decodes a band of latent rows, exactly, with halos and shared GroupNorm moments and
-gathered keys and values in the middle attention; the picture rows meet on rank 0, or on every rank if asked for.
+"""Row-parallel VAE decode: every rank decodes a band of latent rows, exactly, with halos and shared GroupNorm moments
+and gathered keys and values in the middle attention; the picture rows meet on rank 0, or on every rank if asked for.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import nn
+from diffusers import AutoencoderKL
 
 from distri_engine.bands import Box, cut_rows
 from distri_engine.config import DistriConfig, SyncMode
@@ -22,7 +20,7 @@ _CONFIG = DistriConfig(mode=SyncMode.FULL_SYNC, split_batch=False)
 class ParallelDecoder:
     """Decodes latents with an `AutoencoderKL` on all ranks of a mesh; the wrapped model stays as it was."""
 
-    def __init__(self, vae: nn.Module, mesh: Mesh) -> None:
+    def __init__(self, vae: AutoencoderKL, mesh: Mesh) -> None:
         self.vae = vae
         self.mesh = mesh
         self.scale = 2 ** (len(vae.config.block_out_channels) - 1)  # picture pixels a latent cell
@@ -71,7 +69,7 @@ class ParallelDecoder:
         self._exchange.forget()
 
 
-def unscale(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+def unscale(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     """Latents as the decoder wants them, in its own type: the inverse of the scaling that the UNet works with."""
     if vae.dtype == torch.float16 and vae.config.force_upcast:
         vae.to(torch.float32)  # SDXL's own VAE overflows in float16

@@ -28,6 +28,10 @@ def data_folder() -> Path:
     return Path("outputs").resolve()
 
 
+class Busy(OSError):
+    """Another program works in the folder."""
+
+
 class Journal:
     """One file of lines: `accepted`, `try`, `stop`, `finished`. Thread-safe; lines that make no sense are skipped."""
 
@@ -36,13 +40,15 @@ class Journal:
         self._path = folder / "journal.jsonl"
         self._lock = threading.RLock()
         self._file: int | None = None
+        self.fault: OSError | None = None  # why there is no history
         self._records: deque[Record] = deque(maxlen=REMEMBERED)
         self._open_jobs: dict[str, Job] = {}
         self._stopped: set[str] = set()
         self._finished: set[str] = set()
         try:
             self._open()
-        except OSError:
+        except OSError as error:
+            self.fault = error
             return  # `accepted` says so to whoever asks for a picture
         for line in self._path.read_bytes().split(b"\n"):
             self._replay(line)
@@ -109,7 +115,7 @@ class Journal:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 os.close(file)
-                raise OSError(f"another program works in {self.folder}; set DISTRI_DATA to another folder") from None
+                raise Busy(f"another program works in {self.folder}; set DISTRI_DATA to another folder") from None
             if (size := os.fstat(file).st_size) and os.pread(file, 1, size - 1) != b"\n":
                 os.write(file, b"\n")  # a torn last line stays alone
             self._file = file

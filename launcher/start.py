@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from launcher.journal import Busy, Journal, data_folder
 from launcher.options import Options, parse, refuse, resolve, usable_cores
 
 __all__ = ["Options", "Place", "in_group", "main", "parse", "rank_environment", "torchrun_command"]
@@ -137,10 +138,19 @@ def check_port(host: str, port: int) -> None:
         raise ValueError(f"{where} cannot be opened ({error.strerror}); choose another with --port") from None
 
 
+def check_data_folder() -> None:
+    """Raise ValueError if another program keeps its journal where ours would be."""
+    journal = Journal(data_folder())
+    journal.close()
+    if isinstance(journal.fault, Busy):
+        raise ValueError(str(journal.fault))
+
+
 def main(options: Options, script: str) -> NoReturn:
     """Start the group and its page; this process becomes the torchrun agent. Exit code 2 if that cannot work."""
     try:
         check_port(options.host, options.port)
+        check_data_folder()
         ranks, device, model = resolve(options.ranks, options.device, options.model)
     except ValueError as error:
         refuse(error)

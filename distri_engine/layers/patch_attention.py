@@ -15,7 +15,7 @@ Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
 class GatheredProjection:
-    """Self-attention's keys or values: projected from the own rows, returned for all rows (DistriFusion, section 4.1)."""
+    """Self-attention's keys or values: projected from own rows, returned for all rows (DistriFusion, section 4.1)."""
 
     def __init__(self, project: Projection, slot: GatherSlot) -> None:
         self.project = project

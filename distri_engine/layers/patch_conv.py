@@ -27,7 +27,13 @@ class PatchConv2d:
         """x: [B, C, rows, W] -> [B, C_out, rows / stride, W / stride]."""
         if self.slot.alone:
             return F.conv2d(
-                x, self.conv.weight, self.conv.bias, self.conv.stride, self.conv.padding, self.conv.dilation, self.conv.groups
+                x,
+                self.conv.weight,
+                self.conv.bias,
+                self.conv.stride,
+                self.conv.padding,
+                self.conv.dilation,
+                self.conv.groups,
             )
         above, below = self.slot.trade(x)
         rows_above = x.new_zeros(x.shape[0], x.shape[1], self.slot.above, x.shape[3]) if above is None else above
@@ -36,7 +42,7 @@ class PatchConv2d:
 
 
 class SlicedConv2d:
-    """The first convolution: every rank has the whole latents, so each computes its own rows and nothing is exchanged."""
+    """The first convolution: every rank has the whole latents, computes its own rows, and exchanges nothing."""
 
     def __init__(self, conv: nn.Conv2d, exchange: Exchange) -> None:
         self.conv = conv

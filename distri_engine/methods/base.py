@@ -19,7 +19,9 @@ class Method(ABC):
     alone = False  # one rank does everything; the others rest
 
     @abstractmethod
-    def boxes(self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int) -> tuple[Box, ...]:
+    def boxes(
+        self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int
+    ) -> tuple[Box, ...]:
         """The box of latent cells that each of `patches` ranks produces in `step`. size: (rows, columns).
 
         Raises ValueError if there are more ranks than units of `unit` rows.

@@ -18,7 +18,9 @@ class DisplacedPatch(Method):
 
     rules = DISPLACED_RULES
 
-    def boxes(self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int) -> tuple[Box, ...]:
+    def boxes(
+        self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int
+    ) -> tuple[Box, ...]:
         """Bands of rows, at every step the same."""
         return cut_rows(*size, unit, patches)
 

@@ -1,4 +1,6 @@
-"""Naive patches: the UNet runs on each patch as if it were a picture of its own (DistriFusion, section 3 and figure 2)."""
+"""Naive patches: the UNet runs on each patch as if it were a picture of its own (DistriFusion, section 3 and figure
+2).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from distri_engine.step import Step
 class NaivePatch(Method):
     """Patches that never talk: as fast as it gets, and seen in the picture."""
 
-    def boxes(self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int) -> tuple[Box, ...]:
+    def boxes(
+        self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int
+    ) -> tuple[Box, ...]:
         """Rows, columns, or rows in even steps and columns in odd ones."""
         scheme = config.split_scheme
         by_rows = scheme is SplitScheme.ROW or (scheme is SplitScheme.ALTERNATE and step.index % 2 == 0)

@@ -15,7 +15,9 @@ class Single(Method):
 
     alone = True
 
-    def boxes(self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int) -> tuple[Box, ...]:
+    def boxes(
+        self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int
+    ) -> tuple[Box, ...]:
         """Everybody's box is the picture."""
         return (Box(0, size[0], 0, size[1]),) * patches
 

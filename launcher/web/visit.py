@@ -129,7 +129,7 @@ class Visits:
     def look(self, run: Frame, pair: str, view: str) -> Frame:
         """Another pair of a finished run, or another way to look at it."""
         if run["busy"]:
-            return {}
+            raise ValueError("A picture is being made; stop it or wait, then look at others")
         wanted = next(each for each in stage.PAIRS if stage.pair_name(each) == pair)
         for side in wanted:
             if side not in run["takes"]:

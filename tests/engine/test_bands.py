@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from distri_engine.bands import Box, check_bands, cut_cols, cut_rows, patch_ranks, split_units
@@ -15,7 +17,7 @@ def test_bands_cover_the_picture_and_differ_by_at_most_one_unit(ranks: int, heig
     boxes = cut_rows(height // 8, 40, 4, ranks)
     assert boxes[0].top == 0
     assert boxes[-1].bottom == height // 8
-    assert all(above.bottom == below.top for above, below in zip(boxes, boxes[1:], strict=False))
+    assert all(above.bottom == below.top for above, below in pairwise(boxes))
     rows = [box.rows for box in boxes]
     assert all(count % 4 == 0 for count in rows)
     assert max(rows) - min(rows) <= 4

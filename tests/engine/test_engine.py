@@ -21,7 +21,9 @@ def pictures(jobs: list[Job]) -> list[tuple[np.ndarray[Any, Any] | None, list[An
     from distri_engine import DistriConfig, Engine, GenerationRequest, open_mesh
     from distri_engine.telemetry import Finished, StepDone
 
-    engine = Engine(str(DEMO_MODEL), device="cpu", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+    engine = Engine(
+        str(DEMO_MODEL), device="cpu", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])
+    )
     results = []
     with open_mesh(DistriConfig()) as mesh:
         engine.attach(mesh)

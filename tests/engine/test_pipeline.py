@@ -41,7 +41,8 @@ def demo_latents(sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
     pipeline.pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     assert (pipeline.text_encoder is None) == (config.rank != 0)
     latents = [
-        pipeline(PROMPTS[1], height=h, width=w, generator=torch.Generator().manual_seed(1), **CALL).images for h, w in sizes
+        pipeline(PROMPTS[1], height=h, width=w, generator=torch.Generator().manual_seed(1), **CALL).images
+        for h, w in sizes
     ]
     pipeline.close()
     return latents
@@ -66,7 +67,8 @@ def test_full_sync_equals_one_device_on_the_embedded_model(world: int) -> None:
     sizes = [(256, 256), (192, 320)]
     plain = demo_pipeline()
     expected = [
-        plain(PROMPTS[1], height=h, width=w, generator=torch.Generator().manual_seed(1), **CALL).images for h, w in sizes
+        plain(PROMPTS[1], height=h, width=w, generator=torch.Generator().manual_seed(1), **CALL).images
+        for h, w in sizes
     ]
     for latents in run_on_ranks(world, demo_latents, sizes):
         for ours, theirs in zip(latents, expected, strict=True):

@@ -12,6 +12,11 @@ from tests.support.models import demo_pipeline, relative, tiny_vae
 SIZES = ((16, 12), (7, 8), (32, 32))
 
 
+# The oracle is plain decode in float64: in float32 it is itself up to 9e-6 away from that on these random weights, and
+# ours is nearer, because shared moments are kept in float64.
+TOLERANCE = 3e-6
+
+
 def latents(rows: int, cols: int) -> torch.Tensor:
     return torch.randn(2, 4, rows, cols, generator=torch.Generator().manual_seed(0)) * 0.13
 
@@ -30,13 +35,15 @@ def decode(attention: bool) -> list[torch.Tensor | None]:
 @pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("attention", [True, False])
 def test_parallel_decode_equals_plain_decode(world: int, attention: bool) -> None:
-    vae = tiny_vae(attention=attention)
+    vae = tiny_vae(attention=attention).double()
     with torch.no_grad():
-        plain = [vae.decode(latents(*size) / 0.13, return_dict=False)[0] for size in (*SIZES, SIZES[0], (2, 8))]
+        plain = [
+            vae.decode(latents(*size).double() / 0.13, return_dict=False)[0] for size in (*SIZES, SIZES[0], (2, 8))
+        ]
     first, *others = run_on_ranks(world, decode, attention)
     for ours, theirs in zip(first, plain, strict=True):
         assert ours is not None
-        assert relative(ours, theirs) < 5e-6
+        assert relative(ours, theirs) < TOLERANCE
     for other in others:
         assert [picture is None for picture in other] == [True, True, True, False, True]
         assert torch.equal(other[3], first[3])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher import model, options, start
+from launcher.journal import Journal
 from launcher.options import Options, parse
 from tests.support.processes import TOY_APP, free_port, toy_model
 
@@ -53,7 +54,9 @@ def test_bad_options_are_one_line_and_exit_code_2(
 
 
 @pytest.fixture
-def no_exec(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_exec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DISTRI_DATA", str(tmp_path / "data"))
+
     def refuse(*_: object) -> None:
         raise AssertionError("something was started")
 
@@ -78,6 +81,18 @@ def test_a_used_port_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         line = ended(capsys, Options(port=port, device="cpu", model=str(toy_model(tmp_path))))
     assert line.startswith(f"error: port {port} on 127.0.0.1 cannot be opened")
     assert "--port" in line
+
+
+@pytest.mark.usefixtures("no_exec")
+def test_a_data_folder_in_use_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTRI_DATA", str(tmp_path / "data"))
+    other = Journal(tmp_path / "data")
+    line = ended(capsys, Options(port=free_port(), device="cpu", model=str(toy_model(tmp_path))))
+    assert line == f"error: another program works in {tmp_path}/data; set DISTRI_DATA to another folder"
+    other.close()
+    start.check_data_folder()
 
 
 @pytest.mark.usefixtures("no_exec")

@@ -1,5 +1,6 @@
-"""Displaced patch parallelism once more, in the plainest way: one process, one thread a rank, blocking all-gathers of whole
-activations, arithmetic as the original's publication and code describe it. The oracle for the modes of the engine.
+"""Displaced patch parallelism once more, in the plainest way: one process, one thread a rank, blocking all-gathers of
+whole activations, arithmetic as the original's publication and code describe it. The oracle for the modes of the
+engine.
 """
 
 from __future__ import annotations

@@ -25,12 +25,15 @@ SHOTS: dict[str, dict[str, Any]] = {
 def main(folder: Path) -> None:
     """Write desktop.jpg, phone.jpg and dark.jpg: a finished comparison of three real pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as work, real_app(Path(work), "--ranks", "2", "--device", "cpu") as url:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-            for name, options in SHOTS.items():
-                shoot(Visitor(browser, url, **options), folder / f"{name}.jpg")
-            browser.close()
+    with (
+        tempfile.TemporaryDirectory() as work,
+        real_app(Path(work), "--ranks", "2", "--device", "cpu") as url,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        for name, options in SHOTS.items():
+            shoot(Visitor(browser, url, **options), folder / f"{name}.jpg")
+        browser.close()
 
 
 def shoot(visitor: Visitor, path: Path) -> None:
