@@ -50,15 +50,11 @@ def moments(x: torch.Tensor, groups: int) -> torch.Tensor:
 def normalise(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias in one pass. mean, variance: [B, groups]."""
     batch, channels = x.shape[:2]
-    per_group = channels // norm.num_groups
-    weight, bias = (None, None) if norm.weight is None else (norm.weight.repeat(batch), norm.bias.repeat(batch))
     # Each channel of each picture has a scale and a shift: what BatchNorm's inference kernel computes.
-    flat = F.batch_norm(
-        x.reshape(1, batch * channels, -1),
-        mean.float().flatten().repeat_interleave(per_group),
-        variance.float().flatten().repeat_interleave(per_group),
-        weight if weight is None else weight.float(),
-        bias if bias is None else bias.float(),
-        eps=norm.eps,
+    by_group = torch.stack([mean, variance]).float()[..., None]  # [2, B, groups, 1]
+    by_channel = by_group.expand(-1, -1, -1, channels // norm.num_groups).reshape(2, batch * channels)
+    weight, bias = (
+        None if p is None else p.float().expand(batch, channels).reshape(-1) for p in (norm.weight, norm.bias)
     )
+    flat = F.batch_norm(x.reshape(1, batch * channels, -1), by_channel[0], by_channel[1], weight, bias, eps=norm.eps)
     return flat.view(x.shape)

@@ -29,9 +29,14 @@ def live(update: Update) -> dict[str, Any]:
         "method": method_name(str(update.config.get("parallelism", "patch"))),
         "lanes": [_lane(lane, update) for lane in update.lanes],
         "steps": update.steps,
-        "phases": update.phases,
+        "phases": update.phases if _warms_up(update.config) else "",
         "foot": f"Slowest device sets the pace: {milliseconds(slowest)} ms" if slowest else "",
     }
+
+
+def _warms_up(config: Mapping[str, Any]) -> bool:
+    """Only displaced patches have a warm-up to mark; elsewhere every step is alike."""
+    return config.get("parallelism") == "patch" and config.get("mode") != "full_sync"
 
 
 def _lane(lane: Lane, update: Update) -> dict[str, Any]:

@@ -113,8 +113,8 @@ EXAMPLES = {
 
 
 def examples(status: Status) -> list[dict[str, str]]:
-    """Prompts that the model can draw; while it loads, those of the one that is likely."""
-    demo = status.model.demo if status.model else status.device == "CPU"
+    """Prompts that the model can draw; while it loads, those of the embedded one."""
+    demo = status.model.demo if status.model else True
     return [{"label": label, "prompt": prompt} for label, prompt in EXAMPLES[demo].items()]
 
 

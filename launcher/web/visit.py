@@ -177,11 +177,11 @@ class Visits:
             ids = ids if set(ids) & set(running) else running
             main = self._now(ids[0])
             methods = [str(self._now(id).config["parallelism"]) for id in ids]
-            values = settings.of_picture(main.request, main.config, methods) | values
+            values = settings.of_picture(main.request, main.config, methods) | {"random_seed": True} | values
             frame |= {"current": {"ids": ids, "busy": True, "takes": {}}, **buttons(main.state)}
         elif not values:
             records = self.client.history(visitor=visitor, limit=100)
-            frame |= self._bring_back([record for record in records if record.id in ids])
+            frame |= self._bring_back([record for record in records if record.id in ids]) | {"random_seed": True}
         return frame | self._fill(values), complaints
 
     def recall(self, run: Frame, browser: Frame, id: str) -> Frame:
@@ -217,11 +217,11 @@ class Visits:
         status = self.client.status()
         now = header.mood(status)
         frame: Frame = {"top": self._top(run)}
-        if now != mood and not run["busy"]:
-            frame |= self._readiness(now)
-            if mood == "loading":
-                frame |= self._own_size()
-        return frame
+        if now == mood:
+            return frame
+        if run["busy"]:  # its own frames say what the buttons show
+            return frame | {"chips": {"chips": settings.examples(status)}}
+        return frame | self._readiness(now) | (self._own_size() if mood == "loading" else {})
 
     def _own_size(self) -> Frame:
         model = self.client.status().model

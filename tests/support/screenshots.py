@@ -14,7 +14,8 @@ from playwright.sync_api import sync_playwright
 from tests.support.browser import DESKTOP, PHONE, Visitor, find_chromium
 from tests.support.real_app import ROOT, real_app
 
-PROMPT, SEED = "a red house with a blue roof in a snowy field on a clear day", 5
+PROMPT, SEED = "a red lighthouse by the sea on a clear day with a yellow sun", 6
+HANDLE = 0.62  # where the slider stands: naive patches' two towers on its left, DistriFusion's one on its right
 SHOTS: dict[str, dict[str, Any]] = {
     "desktop": {"size": (DESKTOP[0], 960)},
     "phone": {"size": PHONE},
@@ -46,6 +47,13 @@ def shoot(visitor: Visitor, path: Path) -> None:
     visitor.generate(PROMPT, run="+ Naive + 1 device")
     visitor.wait_idle(seconds=120)
     visitor.page.wait_for_selector("#canvas.df-sliding")
+    box = visitor.page.locator("#slider").bounding_box()
+    assert box is not None
+    middle = box["y"] + box["height"] / 2
+    visitor.page.mouse.move(box["x"] + box["width"] / 2, middle)
+    visitor.page.mouse.down()
+    visitor.page.mouse.move(box["x"] + box["width"] * HANDLE, middle, steps=5)
+    visitor.page.mouse.up()
     visitor.page.evaluate("document.activeElement.blur(); window.scrollTo(0, 0)")
     visitor.page.wait_for_timeout(1000)
     picture = Image.open(io.BytesIO(visitor.page.screenshot())).convert("RGB")
