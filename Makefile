@@ -6,14 +6,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format screenshots clean
 
 help:
-	@echo "make demo    start the page on all GPUs, or on 2 CPU processes, and print its address"
-	@echo "make test    run the tests"
-	@echo "make lint    ruff check, ruff format --check, mypy"
-	@echo "make format  let ruff rewrite what it can"
-	@echo "make clean   remove the virtual environment and the caches"
+	@echo "make demo         start the page on all GPUs, or on 2 CPU processes, and print its address"
+	@echo "make test         run the tests"
+	@echo "make lint         ruff check, ruff format --check, mypy"
+	@echo "make format       let ruff rewrite what it can"
+	@echo "make screenshots  make the README's pictures anew: the page, driven by a browser"
+	@echo "make clean        remove the virtual environment and the caches"
 
 demo: $(VENV)/.runtime
 	$(BIN)/python app.py $(ARGS)
@@ -29,6 +30,9 @@ lint: $(VENV)/.development
 format: $(VENV)/.development
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+screenshots: $(VENV)/.development
+	$(BIN)/python -m tests.support.screenshots
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -6,7 +6,6 @@ import html
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import rank, start
@@ -220,7 +219,8 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     )
     opened = demo.load(arrive, [browser], outputs, api_name="open", **PRIVATE)
     for event in (started, opened):
-        event.success(follow, [current, browser], outputs, api_name="follow", **PRIVATE)
+        followed = event.success(follow, [current, browser], outputs, api_name="follow", **PRIVATE)
+        followed.failure(answering(page, visits.give_up), [current], outputs, api_name="give_up", **PRIVATE)
     page["stop"].click(visits.stop, [current], None, api_name="stop", **PRIVATE)
     page["timer"].tick(
         answering(page, visits.tick),
@@ -320,7 +320,8 @@ def serve(client: Client, options: start.Options) -> None:
         ssr_mode=False,
         run_history=False,
         allowed_paths=[str(data_folder())],
-        favicon_path=Path(skeletons.ASSETS / "logo.svg"),
+        blocked_paths=[str(data_folder() / "journal.jsonl")],  # everybody's prompts
+        favicon_path=skeletons.ASSETS / "logo.svg",
         footer_links=["api", "gradio", "settings"],
         theme=gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
         head=skeletons.head(),

@@ -5,6 +5,7 @@ start.py runs this file with torchrun's options.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 
@@ -14,6 +15,7 @@ def main() -> None:
     from torch.distributed.run import main as torchrun
 
     logging.disable(logging.WARNING)  # errors stay; that it ends its workers when it is told to end is no news
+    os.environ["DISTRI_AGENT_PID"] = str(os.getpid())  # process.py: ranks do not outlive this process
     try:
         torchrun()
     except SignalException as end:

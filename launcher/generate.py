@@ -11,18 +11,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distri_engine.bands import check_bands
 from distri_engine.config import DistriConfig, check_size
 from distri_engine.request import GenerationRequest
-from distri_engine.telemetry import Finished, Prepared, StepDone
+from distri_engine.telemetry import Event, Finished, StepDone
 from launcher import png
 from launcher.model import sizes
 from launcher.options import resolve
-from launcher.process import MakeEngine, die_with_parent, load_engine, reason
+from launcher.process import MakeEngine, die_with, die_with_agent, load_engine, reason
 from launcher.report import StepFigures, make_report
 from launcher.schema import as_config, as_parameters, as_request
 from launcher.start import Place, make_run_dir, rank_environment, remove_run_dir, torchrun_command
@@ -58,8 +59,9 @@ def make_picture(
         raise ValueError(f"the folder {output.parent} cannot be written to; choose another")
     ranks, device, model = resolve(ranks, device, model)
     size, multiple = sizes(model)
-    if size is not None:
-        request = request.resolved(default_size=size)
+    # The seed is drawn here, once for all ranks; a size that only the loaded model knows is filled in by them.
+    resolved = request.resolved(default_size=size or multiple)
+    request = resolved if size is not None else request.replace(seed=resolved.seed)
     for name in ("height", "width"):
         if (side := getattr(request, name)) is not None:
             check_size(name, side, multiple)
@@ -83,7 +85,7 @@ def make_picture(
 def _run(run_dir: Path, command: list[str], env: dict[str, str]) -> dict[str, Any]:
     log = run_dir / "log"
     with log.open("wb") as noise:
-        agent = subprocess.Popen(command, env=env, stderr=noise, preexec_fn=die_with_parent)
+        agent = subprocess.Popen(command, env=env, stderr=noise, preexec_fn=partial(die_with, os.getpid()))
         try:
             code = agent.wait()
         except KeyboardInterrupt:
@@ -105,7 +107,7 @@ def _run(run_dir: Path, command: list[str], env: dict[str, str]) -> dict[str, An
 
 def be_rank(make_engine: MakeEngine = load_engine) -> None:
     """One rank of the group that `make_picture` started."""
-    die_with_parent()
+    die_with_agent()
     place = Place.here()
     job = json.loads((place.run_dir / "job.json").read_text())
     try:
@@ -126,28 +128,14 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
     from launcher import group
 
     engine = make_engine(job["model"], job["device"], place.rank, place.world_size)
-    request = as_request(job["request"])
-    if request.seed is None:
-        raise AssertionError("the seed is drawn before the ranks start, or they would draw different ones")
-    request = request.resolved(default_size=engine.info.default_size)
+    request = as_request(job["request"]).resolved(default_size=engine.info.default_size)
     config = as_config(job["config"]).replace(height=request.height, width=request.width)
     device = resolve_device(job["device"])
     mesh = group.join("generate", place.run_dir, rank=place.rank, world_size=place.world_size, device=device)
     engine.attach(mesh)
     startup = time.monotonic() - job["began"]
 
-    steps: list[StepDone] = []
-    finished = Finished()
-    for event in engine.generate(request, config):
-        match event:
-            case StepDone():
-                steps.append(event)
-                if place.rank == 0 and sys.stdout.isatty():
-                    print(f"\rstep {event.step + 1} / {event.steps} ", end="", flush=True)
-            case Finished():
-                finished = event
-            case Prepared():
-                pass
+    steps, finished = _follow(engine.generate(request, config), show=place.rank == 0 and sys.stdout.isatty())
     figures = torch.tensor(
         [[s.phase == "stale", s.compute_ms, s.wait_ms, s.sent_bytes, s.memory_mb] for s in steps],
         dtype=torch.float64,
@@ -159,8 +147,6 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
         saving = time.perf_counter()
         text = png.parameters(request, config, model=engine.info.name, ranks=place.world_size)
         paths = png.save_all(finished.images, Path(job["output"]), text)
-        seconds = {**finished.seconds, "save": time.perf_counter() - saving}
-        by_step = torch.stack(everyone, dim=1).tolist()  # [step][rank][figure]
         report = make_report(
             request=as_parameters(request),
             config=as_parameters(config),
@@ -168,8 +154,8 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
             device=job["device"],
             threads_per_rank=torch.get_num_threads(),
             startup_seconds=startup,
-            seconds=seconds,
-            steps=[[_figures(*one) for one in ranks] for ranks in by_step],
+            seconds={**finished.seconds, "save": time.perf_counter() - saving},
+            steps=[[_figures(*rank) for rank in step] for step in torch.stack(everyone, dim=1).tolist()],
             memory_mb=[max(memory) for memory in torch.stack(everyone)[..., 4].tolist()],
             image=str(paths[0]),
         )
@@ -178,10 +164,23 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
     group.leave()
 
 
+def _follow(events: Iterator[Event], *, show: bool) -> tuple[list[StepDone], Finished]:
+    steps = []
+    for event in events:
+        if isinstance(event, StepDone):
+            steps.append(event)
+            if show:
+                print(f"\rstep {event.step + 1} / {event.steps} ", end="", flush=True)
+        elif isinstance(event, Finished):
+            if show:
+                print("\r\033[K", end="", flush=True)
+            return steps, event
+    raise AssertionError("the engine's events end with Finished")
+
+
 def _figures(stale: float, compute_ms: float, wait_ms: float, sent_bytes: float, _: float) -> StepFigures:
-    return StepFigures(
-        phase="stale" if stale else "sync", compute_ms=compute_ms, wait_ms=wait_ms, sent_bytes=int(sent_bytes)
-    )
+    phase = "stale" if stale else "sync"
+    return StepFigures(phase=phase, compute_ms=compute_ms, wait_ms=wait_ms, sent_bytes=int(sent_bytes))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ request is doing between its lines is the hub's business.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -64,7 +65,8 @@ class Journal:
             elif job.attempts >= MAX_ATTEMPTS:
                 job.end("failed", TWICE)
             if job.state in FINAL:
-                self.finished(job)
+                with contextlib.suppress(OSError):  # whoever asks for the next picture is told
+                    self.finished(job)
         return list(self._open_jobs.values())
 
     def accepted(self, job: Job) -> None:

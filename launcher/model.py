@@ -51,12 +51,31 @@ def check_folder(folder: Path) -> str:
             continue
         if not (folder / part / "config.json").is_file():
             raise ValueError(f"{folder}/{part} has no config.json; the pipeline folder is incomplete")
-        if not any((folder / part).glob("*.safetensors")):
+        weights = sorted((folder / part).glob("*.safetensors"))
+        if not weights:
             raise ValueError(
                 f"{folder}/{part} has no .safetensors weights, and other formats can run code when loaded; "
                 "convert them with diffusers' save_pretrained(safe_serialization=True)"
             )
+        for file in weights:
+            check_weights(file)
     return str(folder)
+
+
+def check_weights(file: Path) -> None:
+    """Raise ValueError if a safetensors file is cut short or something else, judged by its header."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            size = file.stat().st_size
+            header = json.loads(stream.read(length)) if length <= size else {}
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        length, end, size = 0, 0, 0
+    if size != 8 + length + end:
+        raise ValueError(f"{file} is damaged or incomplete; fetch it again")
 
 
 def why_not_fetchable(model: str) -> str:

@@ -18,15 +18,20 @@ if TYPE_CHECKING:
     from distri_engine.engine import Engine
 
 MakeEngine = Callable[[str, str, int, int], "Engine"]  # model, device, rank, world size
+AGENT_PID = "DISTRI_AGENT_PID"
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that ends. A rank's first statement."""
-    parent = os.getppid()
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however that ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the kernel knew
         os._exit(1)
+
+
+def die_with_agent() -> None:
+    """A rank's first statement. The agent may be gone before that, so its process id comes with the environment."""
+    die_with(int(os.environ.get(AGENT_PID, os.getppid())))
 
 
 def load_engine(model: str, device: str, rank: int, world_size: int) -> Engine:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn
@@ -15,14 +16,15 @@ from typing import NoReturn
 from launcher import wire
 from launcher.client import Client
 from launcher.hub import Hub
-from launcher.hub_io import HubLoop, die_noted, last_loss
+from launcher.hub_io import EXIT_LOST, HubLoop, die_noted, last_loss, note_loss
 from launcher.journal import Journal, data_folder
 from launcher.options import Options
-from launcher.process import MakeEngine, die_with_parent, load_engine
+from launcher.process import MakeEngine, die_with_agent, load_engine, reason
 from launcher.start import Place, quiet_environment
 from launcher.worker import Worker
 
 CONNECT_S = 120.0  # rank 0 may be slow to come up on a busy machine
+PAUSE_S = 1.0  # a fault at every start must not become a busy loop
 
 Serve = Callable[[Client, Options], None]
 
@@ -35,24 +37,36 @@ def main(
     group_timeout: timedelta | None = None,
 ) -> NoReturn:
     """Be one rank of the group until it ends. `serve` opens the page on rank 0, before the weights are loaded."""
-    die_with_parent()
+    die_with_agent()
     started = time.monotonic()
     # Signals keep the kernel's default: a Python handler would make a rank that is blocked in a collective unkillable.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ.update(quiet_environment(os.environ))
     place = Place.here()
-    loop = _start_hub(place, started) if place.rank == 0 else None
-    if loop is not None:
-        if place.restarts:
-            _warn(f"{last_loss(place.run_dir)}; the workers are restarting ({place.restarts})")
-        elif not place.guarded:
-            _warn("plain torchrun's rendezvous listens on all interfaces; python app.py keeps to 127.0.0.1")
-        if serve is not None:
-            serve(Client(loop), options)
-            if not place.restarts:
-                print(f"DistriFusion Live: http://{options.host}:{options.port} ({place.world_size} ranks)", flush=True)
-    sock = wire.connect(place.run_dir / "hub", CONNECT_S)
-    Worker(place, sock, loop, group_timeout).run(options, make_engine)
+    try:
+        loop = _serve(place, options, serve, started) if place.rank == 0 else None
+        sock = wire.connect(place.run_dir / "hub", CONNECT_S)
+        Worker(place, sock, loop, group_timeout).run(options, make_engine)
+    except Exception as error:
+        # Not by leaving main: threads of a page would keep a process alive that no longer works for the group.
+        traceback.print_exc()
+        note_loss(place.run_dir, f"rank {place.rank} failed: {reason(error)}")
+        time.sleep(PAUSE_S)
+        os._exit(EXIT_LOST)
+
+
+def _serve(place: Place, options: Options, serve: Serve | None, started: float) -> HubLoop:
+    """Start the hub and the page: they are there while the weights are loaded."""
+    if place.restarts:
+        _warn(f"{_last_error(place)}; the workers are restarting ({place.restarts})")
+    elif not place.guarded:
+        _warn("plain torchrun's rendezvous listens on all interfaces; python app.py keeps to 127.0.0.1")
+    loop = _start_hub(place, started)
+    if serve is not None:
+        serve(Client(loop), options)
+        if not place.restarts:
+            print(f"DistriFusion Live: http://{options.host}:{options.port} ({place.world_size} ranks)", flush=True)
+    return loop
 
 
 def _start_hub(place: Place, started: float) -> HubLoop:
@@ -64,11 +78,16 @@ def _start_hub(place: Place, started: float) -> HubLoop:
         backlog=journal.recover(),
         started=started,
         restarts=place.restarts,
-        last_error=last_loss(place.run_dir),
+        last_error=_last_error(place),
     )
     loop = HubLoop(hub, journal, listener, die=die_noted(place.run_dir))
     loop.start()
     return loop
+
+
+def _last_error(place: Place) -> str:
+    """Why the group was started again; empty at its first start, whatever an older run left in the directory."""
+    return (last_loss(place.run_dir) or "a rank failed") if place.restarts else ""
 
 
 def _warn(text: str) -> None:

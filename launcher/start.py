@@ -51,7 +51,7 @@ class Place:
         if guarded:
             run_dir = Path(env[RUN_DIR])
         else:
-            run_dir = Path(tempfile.gettempdir()) / f"{_PREFIX}-{os.getppid()}-{os.getuid()}"
+            run_dir = temporary_folder() / f"{_PREFIX}-{os.getppid()}-{os.getuid()}"
             with contextlib.suppress(FileExistsError):
                 run_dir.mkdir(mode=0o700)
         about = run_dir.lstat()
@@ -66,13 +66,19 @@ class Place:
         )
 
 
+def temporary_folder() -> Path:
+    """Where run directories are made: the system's choice, unless a socket's address in it would exceed 107 bytes."""
+    folder = tempfile.gettempdir()
+    return Path(folder if len(folder.encode()) <= 70 else "/tmp")
+
+
 def make_run_dir() -> Path:
     """A fresh 0700 directory for sockets and stores. Those that dead runs left behind are removed."""
-    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}-*-*"):
+    for old in temporary_folder().glob(f"{_PREFIX}-*-*"):
         pid = old.name.split("-")[1]
         if pid.isdigit() and not Path("/proc", pid).exists() and old.lstat().st_uid == os.getuid():
             shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}-{os.getpid()}-"))
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}-{os.getpid()}-", dir=temporary_folder()))
 
 
 def remove_run_dir(run_dir: Path) -> None:

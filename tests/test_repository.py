@@ -45,7 +45,7 @@ def test_front_matter_of_the_space() -> None:
 
 
 def test_readme_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'<img src="([^"]+)"', README):
         if not target.startswith("http"):
             assert (ROOT / target).is_file(), target
 

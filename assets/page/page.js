@@ -83,10 +83,14 @@
       canvas.style.setProperty("--ratio", value.ratio || 1);
       canvas.dataset.view = value.view || "picture";
 
-      const sides = value.view === "sides" ? value.sides : null;
       picture(root.querySelector(".df-picture"), value.image);
-      show(root.querySelector(".df-sides"), Boolean(sides));
-      all(root, ".df-sides img").forEach((node, index) => picture(node, sides ? sides[index] : null));
+      const sides = root.querySelector(".df-sides");
+      show(sides, Boolean(value.sides));
+      sides.toggleAttribute("data-wide", value.ratio > 1);
+      all(sides, "figure").forEach((figure, index) => {
+        picture(figure.querySelector("img"), value.sides ? value.sides[index] : null);
+        set(figure.querySelector("figcaption"), value.sides ? value.sides[index].label : "");
+      });
 
       strip(root.querySelector(".df-over > .df-strip"), value.strip);
       const labels = value.labels && value.labels.length ? value.labels : [value.image || value.progress ? value.label : "", ""];
@@ -161,9 +165,7 @@
           set(part, text);
         });
       });
-      const story = root.querySelector(".df-story");
-      set(story, value.story || "");
-      show(story, Boolean(value.story));
+      set(root.querySelector(".df-story"), value.story || "");
     },
 
     gallery(root, value, trigger) {
@@ -325,7 +327,7 @@
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
       event.preventDefault();
       if (button("generate") && !button("generate").disabled) button("generate").click();
-    } else if (event.key === "Escape" && !document.fullscreenElement) {
+    } else if (event.key === "Escape" && event.target.getAttribute("aria-expanded") !== "true") {  // not for an open menu
       if (button("stop") && !button("stop").disabled) button("stop").click();
     }
   }

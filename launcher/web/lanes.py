@@ -23,14 +23,14 @@ def resting(status: Status) -> dict[str, Any]:
 
 def live(update: Update) -> dict[str, Any]:
     """The lanes of a running or finished picture."""
-    slowest = max((lane.median_ms for lane in update.lanes if lane.branch != "none"), default=0.0)
+    paces = [lane.median_ms for lane in update.lanes if lane.branch != "none"]
     return {
         "title": TITLE,
         "method": method_name(str(update.config.get("parallelism", "patch"))),
         "lanes": [_lane(lane, update) for lane in update.lanes],
         "steps": update.steps,
         "phases": update.phases if _warms_up(update.config) else "",
-        "foot": f"Slowest device sets the pace: {milliseconds(slowest)} ms" if slowest else "",
+        "foot": f"Slowest device sets the pace: {milliseconds(max(paces))} ms" if len(paces) > 1 and any(paces) else "",
     }
 
 

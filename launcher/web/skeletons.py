@@ -28,7 +28,7 @@ def logo() -> str:
 
 def on_load(panel: str) -> str:
     """The js_on_load of a panel: hands the element to page.js, which may be there already or come later."""
-    return f"(window.distriPanels ??= []).push(['{panel}', element, props, watch, trigger]); /* 'select' */"
+    return f"(window.distriPanels ??= []).push(['{panel}', element, props, watch, trigger]);"
 
 
 HEADER = f"""
@@ -49,7 +49,9 @@ STAGE = """
 <div class="df-stage">
   <div class="df-frame">
     <img class="df-picture" alt="" hidden>
-    <div class="df-sides" hidden><img alt=""><img alt=""></div>
+  </div>
+  <div class="df-sides" hidden>
+    <figure><img alt=""><figcaption></figcaption></figure><figure><img alt=""><figcaption></figcaption></figure>
   </div>
   <div class="df-over">
     <div class="df-strip"></div>
@@ -74,7 +76,7 @@ LANES = """
   </div>
 </section>"""
 
-CARDS = """<div class="df-cards" aria-label="Results"></div><p class="df-story" role="status" hidden></p>"""
+CARDS = """<div class="df-cards" aria-label="Results"></div><p class="df-story" role="status"></p>"""
 
 GALLERY = """
 <section class="df-gallery" aria-label="This session" aria-busy="true"><h2>This session</h2><div class="df-tiles"></div>

@@ -75,7 +75,8 @@ def compare(takes: Mapping[str, Take], pair: tuple[str, str], view: str) -> dict
         return None
     value = done(right) | {"view": view, "labels": [method_name(left.method), method_name(right.method)], "strip": []}
     if view == "sides":
-        value["sides"] = [_picture(left), _picture(right)]
+        value["sides"] = [_picture(each) | {"label": method_name(each.method)} for each in (left, right)]
+        value |= {"label": "", "labels": []}
     elif view == "difference":
         heat = heat_map(left.picture, right.picture, right.boxes() or left.boxes())
         words = f"Heat map of the difference between {method_name(left.method)} and {method_name(right.method)}"

@@ -83,7 +83,8 @@ class Take:
         patches = patch_ranks(request, config, self.ranks)
         height, width = (request.height or 0) // LATENT, (request.width or 0) // LATENT
         cut = cut_cols if self.method == "naive_patch" and config.split_scheme == "col" else cut_rows
-        return tuple(box.pixels(LATENT) for box in cut(height, width, SIZE_MULTIPLE // LATENT, patches))
+        boxes = tuple(box.pixels(LATENT) for box in cut(height, width, SIZE_MULTIPLE // LATENT, patches))
+        return boxes * (self.ranks // patches)  # with guidance spread over ranks, both branches cut alike
 
 
 def by_method(sources: Iterable[Update | Record]) -> dict[str, Take]:

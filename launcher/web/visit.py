@@ -38,16 +38,22 @@ class Visits:
     def start(self, browser: Frame, values: Mapping[str, Any]) -> Frame:
         """Submit the pictures that the controls ask for. Raises ValueError or Refused, and nothing is started then."""
         request, configs = settings.plan(values, self.client.status())
-        comparison, ids = secrets.token_hex(8), list[str]()
+        visitor, comparison, ids = _visitor(browser), secrets.token_hex(8), list[str]()
         try:
             for config in configs:
-                ids.append(self.client.submit(request, config, visitor=browser["visitor"], comparison=comparison))
+                ids.append(self.client.submit(request, config, visitor=visitor, comparison=comparison))
         except (ValueError, Refused):
             for id in ids:
                 self.client.cancel(id)
             raise
         run = {"ids": ids, "busy": True, "takes": {}}
-        return {"current": run, "browser": browser | {"ids": ids}, "seed": request.seed, **buttons("starting")}
+        return {
+            "current": run,
+            "browser": {"visitor": visitor, "ids": ids},
+            "seed": request.seed,
+            **buttons("starting"),
+            **tools(usable=False),
+        }
 
     def follow(self, run: Frame, browser: Frame) -> Iterator[Frame]:
         """What a run shows until its last picture is done, stopped or failed. Closed early if the tab is."""
@@ -106,6 +112,11 @@ class Visits:
         for id in reversed(run["ids"]):
             self.client.cancel(id)
 
+    def give_up(self, run: Frame) -> Frame:
+        """`follow` itself failed: the page must not look busy for ever. What runs goes on, and a reload finds it."""
+        stuck = {"state": "failed", "title": "The page lost track of this picture", "text": "Reload to find it again."}
+        return {"current": run | {"busy": False}, "stage": stuck, **buttons("idle")}
+
     def _ending(self, takes: dict[str, Take], last: Update | None = None) -> Frame:
         """The last frame of a run, also of one from the history."""
         stopped = last if last and last.state != "done" else None
@@ -157,8 +168,10 @@ class Visits:
         """A visitor opens the page: with a link, during a run, after one, or for the first time. Also returns what
         was wrong with the link.
         """
-        visitor = str(browser.get("visitor") or secrets.token_hex(16))
-        ids = [id for id in browser.get("ids") or [] if isinstance(id, str)]
+        visitor = _visitor(browser)
+        running, records = self.client.running(visitor=visitor), self.client.history(visitor=visitor, limit=100)
+        known = {*running, *(record.id for record in records)}
+        ids = [id for id in browser.get("ids") or [] if id in known]
         values, complaints = settings.from_link(query)
         status = self.client.status()
         frame: Frame = {
@@ -172,7 +185,6 @@ class Visits:
             **self._readiness(header.mood(status)),
             **self._own_size(),
         }
-        running = self.client.running(visitor=visitor)
         if running:
             ids = ids if set(ids) & set(running) else running
             main = self._now(ids[0])
@@ -180,7 +192,6 @@ class Visits:
             values = settings.of_picture(main.request, main.config, methods) | {"random_seed": True} | values
             frame |= {"current": {"ids": ids, "busy": True, "takes": {}}, **buttons(main.state)}
         elif not values:
-            records = self.client.history(visitor=visitor, limit=100)
             frame |= self._bring_back([record for record in records if record.id in ids]) | {"random_seed": True}
         return frame | self._fill(values), complaints
 
@@ -238,6 +249,11 @@ class Visits:
         model = self.client.status().model
         width, height = settings.size_of(ratio, model) if model else (None, None)
         return {"width": width, "height": height}
+
+
+def _visitor(browser: Mapping[str, Any]) -> str:
+    """Who this is: a random name that only the visitor's browser keeps; a new one for who has none yet."""
+    return str(browser.get("visitor") or secrets.token_hex(16))
 
 
 def _look(takes: dict[str, Take], pair: tuple[str, str] | None, view: str) -> Frame:

@@ -17,7 +17,7 @@ from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
 from launcher.__main__ import main
 from launcher.generate import Failed, make_picture
-from tests.support.processes import alive, descendants, toy_model, until
+from tests.support.processes import alive, descendants, end, toy_model, until
 
 ROOT = Path(__file__).parents[2]
 TOY_RANK = [str(ROOT / "tests" / "support" / "toy_rank.py")]
@@ -123,6 +123,7 @@ def test_ending_the_command_ends_its_ranks(tmp_path: Path, how: signal.Signals) 
     code = "import sys; from pathlib import Path; from tests.launcher.test_generate import make\n"
     code += "make(Path(sys.argv[1]), 'slow 500')"
     run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    pids: list[int] = []
     try:
         pids = until(lambda: found if len(found := descendants(run.pid)) == 3 else None, 60)
         for pid in [run.pid, *pids] if how is signal.SIGINT else [run.pid]:  # a terminal tells all of them
@@ -130,8 +131,7 @@ def test_ending_the_command_ends_its_ranks(tmp_path: Path, how: signal.Signals) 
         run.wait(20)
         until(lambda: not any(map(alive, pids)), 10)
     finally:
-        run.kill()
-        run.wait()
+        end(run, [run.pid, *pids, *descendants(run.pid)])
 
 
 def test_the_real_engine_from_the_command_line(tmp_path: Path) -> None:

@@ -91,9 +91,10 @@ def test_stop_ends_at_one_step_and_the_next_picture_is_unharmed(group: ToyGroup,
 def test_an_idle_peer_sleeps_and_wakes_quickly(group: ToyGroup) -> None:
     group.make()
     peer = group.pids()[1]
+    time.sleep(3)  # the group's own threads end 2 s after the last picture
     before = cpu_seconds(peer)
     time.sleep(10)
-    assert cpu_seconds(peer) - before < 0.011  # 0.1 % of 10 s; the figures end at the hundredth
+    assert 0 <= cpu_seconds(peer) - before < 0.01  # 0.1 %
     assert group.make()["lanes"][1]["history"][0][1] < 500  # the first step waits for nobody who sleeps
 
 
@@ -129,6 +130,22 @@ def test_killed_ranks_come_back_and_the_picture_is_made_after_all(tmp_path: Path
             assert status["last_error"].startswith(f"rank {rank} stopped answering")
             assert same(group, picture)
         assert group.call("status")["restarts"] == 2
+        history = group.call("history", visitor="v")
+        os.kill(group.pids()[1], signal.SIGKILL)  # idle, so that nothing is lost but time
+        until(lambda: restarted(group, 3), 60)
+        assert group.call("history", visitor="v") == history
+        assert same(group, picture)
+
+
+def restarted(group: ToyGroup, times: int) -> bool:
+    """Whether the group has been started again that often, and works."""
+    return group.ready() and group.call("status")["restarts"] == times
+
+
+def test_a_page_that_cannot_open_is_tried_again(tmp_path: Path) -> None:
+    with ToyGroup(tmp_path, env={"TOY_PAGE_ERROR": str(tmp_path / "once")}) as group:
+        status = group.call("status")
+        assert (status["restarts"], status["last_error"]) == (1, "rank 0 failed: OSError: no page at the first start")
 
 
 def test_what_kills_the_group_twice_is_given_up(tmp_path: Path, picture: bytes) -> None:
@@ -141,7 +158,7 @@ def test_what_kills_the_group_twice_is_given_up(tmp_path: Path, picture: bytes) 
 
 def test_a_rank_that_hangs_is_replaced(tmp_path: Path) -> None:
     with ToyGroup(tmp_path) as group:
-        req = group.submit("slow 50", steps=60)
+        req = group.submit("slow 50", steps=30)
         until(lambda: group.call("now", req=req)["step"] > 1)
         os.kill(group.pids()[1], signal.SIGSTOP)
         update = group.wait_across_restarts(req, 60)

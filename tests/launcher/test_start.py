@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import model, options, start
+from launcher import model, options, start, wire
 from launcher.journal import Journal
 from launcher.options import Options, parse
 from tests.support.processes import TOY_APP, free_port, toy_model
@@ -119,6 +119,10 @@ def damage(folder: Path, how: str) -> Path:
             shutil.rmtree(made / "vae")
         case "only bin":
             (made / "unet" / "model.safetensors").rename(made / "unet" / "model.bin")
+        case "cut short":
+            (made / "unet" / "model.safetensors").write_bytes((200).to_bytes(8, "little") + b'{"x": 1')
+        case "git-lfs pointer":
+            (made / "unet" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
         case "missing":
             return folder / "no/such/folder"
         case "file":
@@ -135,6 +139,8 @@ def damage(folder: Path, how: str) -> Path:
         ("other index", "names no unet and vae"),
         ("no part", "has no config.json"),
         ("only bin", "has no .safetensors weights"),
+        ("cut short", "is damaged or incomplete"),
+        ("git-lfs pointer", "is damaged or incomplete"),
         ("missing", "neither a folder nor a Hugging Face id"),
         ("file", "neither a folder nor a Hugging Face id"),
     ],
@@ -192,6 +198,13 @@ def test_run_directories_are_private_and_those_of_the_dead_are_swept(
     made = start.make_run_dir()
     assert made.stat().st_mode & 0o777 == 0o700
     assert set(tmp_path.iterdir()) == {made, alive, foreign}
+
+
+def test_a_socket_fits_into_a_run_directory_wherever_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 200)
+    made = start.make_run_dir()
+    wire.listen(made / "hub").close()
+    start.remove_run_dir(made)
 
 
 def test_a_run_directory_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

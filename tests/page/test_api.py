@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ def test_exactly_three_names(page_server: tuple[str, FakeClient]) -> None:
 def test_events_of_the_page_are_not_part_of_it(caller: Any, name: str) -> None:
     with pytest.raises(ValueError, match="api_name"):
         caller.predict(api_name=f"/{name}")
+
+
+def test_pictures_are_served_and_the_journal_is_not(page_server: tuple[str, FakeClient], fake: FakeClient) -> None:
+    url, _ = page_server
+    (fake.folder / "picture.png").write_bytes(b"picture")
+    (fake.folder / "journal.jsonl").write_text("everybody's prompts")
+    with urllib.request.urlopen(f"{url}gradio_api/file={fake.folder}/picture.png") as answer:
+        assert answer.read() == b"picture"
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{url}gradio_api/file={fake.folder}/journal.jsonl")
 
 
 def test_generate_streams_and_ends_with_picture_and_report(caller: Any, fake: FakeClient) -> None:

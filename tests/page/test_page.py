@@ -81,6 +81,22 @@ def test_comparison(visit: Visit, fake: FakeClient) -> None:
     assert visitor.complaints == []
 
 
+def test_nothing_jumps(visit: Visit, fake: FakeClient) -> None:
+    visitor = visit()
+    visitor.page.wait_for_timeout(300)
+    visitor.page.evaluate(
+        """() => {
+          window.shifts = [];
+          new PerformanceObserver((list) => list.getEntries().forEach((entry) => window.shifts.push(entry.value)))
+            .observe({ type: "layout-shift", buffered: false });
+        }"""
+    )
+    visitor.generate("a yellow sailboat", run="+ Naive + 1 device")
+    visitor.wait_idle()
+    visitor.page.wait_for_selector("#canvas.df-sliding")
+    assert sum(visitor.page.evaluate("window.shifts")) < 0.02
+
+
 def test_same_seed_gives_the_same_bytes(visit: Visit) -> None:
     visitor = visit()
     visitor.generate("a white lighthouse")

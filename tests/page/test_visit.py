@@ -110,3 +110,21 @@ def test_looking_at_what_was_not_made_says_so(client: FakeClient) -> None:
     with pytest.raises(ValueError, match="1 device was not part of this run"):
         visits.look(last["current"], "1 device | DistriFusion", "Slider")
     assert visits.look(last["current"], "Naive | DistriFusion", "Side by side")["stage"]["view"] == "sides"
+
+
+def test_page_that_lost_track_is_not_busy_for_ever(client: FakeClient) -> None:
+    frame = Visits(client).give_up({"ids": ["gone"], "busy": True, "takes": {}})
+    assert frame["generate"]["interactive"]
+    assert not frame["current"]["busy"]
+
+
+def test_visitor_without_a_name_gets_one_of_their_own(client: FakeClient) -> None:
+    visits = Visits(client)
+    names = {visits.start({"visitor": "", "ids": []}, values(run="DistriFusion"))["browser"]["visitor"] for _ in "12"}
+    assert len(names - {""}) == 2
+
+
+def test_unknown_requests_in_the_browser_are_forgotten(client: FakeClient) -> None:
+    frame, _ = Visits(client).arrive({"visitor": "v", "ids": ["gone", 7]}, {})
+    assert frame["browser"] == {"visitor": "v", "ids": []}
+    assert not frame["current"]["busy"]

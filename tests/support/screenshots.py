@@ -47,6 +47,7 @@ def shoot(visitor: Visitor, path: Path) -> None:
     visitor.generate(PROMPT, run="+ Naive + 1 device")
     visitor.wait_idle(seconds=120)
     visitor.page.wait_for_selector("#canvas.df-sliding")
+    visitor.page.evaluate("window.scrollTo(0, 0)")
     box = visitor.page.locator("#slider").bounding_box()
     assert box is not None
     middle = box["y"] + box["height"] / 2
@@ -54,7 +55,7 @@ def shoot(visitor: Visitor, path: Path) -> None:
     visitor.page.mouse.down()
     visitor.page.mouse.move(box["x"] + box["width"] * HANDLE, middle, steps=5)
     visitor.page.mouse.up()
-    visitor.page.evaluate("document.activeElement.blur(); window.scrollTo(0, 0)")
+    visitor.page.evaluate("document.activeElement.blur()")
     visitor.page.wait_for_timeout(1000)
     picture = Image.open(io.BytesIO(visitor.page.screenshot())).convert("RGB")
     picture.save(path, quality=85, optimize=True)

@@ -1,5 +1,5 @@
 """A stand-in for the engine: a few numbers travel over the process group in every step, and faults happen on request.
-Prompts command it: "slow 50" (ms a step), "fail rank=1 step=3", "kill rank=1 step=3", "keep" (hold a group reference).
+Prompts command it: "slow 50" (ms a step), "fail rank=1 step=3;", "kill rank=1 step=3;".
 """
 
 from __future__ import annotations
@@ -85,5 +85,3 @@ def fault(prompt: str, rank: int, step: int) -> None:
         raise RuntimeError(f"toy fault on rank {rank} at step {step}\nwith a second line")
     if f"kill rank={rank} step={step};" in prompt:
         os.kill(os.getpid(), signal.SIGKILL)
-    if f"hang rank={rank} step={step};" in prompt:
-        os.kill(os.getpid(), signal.SIGSTOP)

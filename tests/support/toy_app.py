@@ -22,6 +22,11 @@ from launcher.schema import Refused, as_config, as_request  # noqa: E402
 
 
 def serve(client: Client, options: start.Options) -> None:
+    first = os.environ.get("TOY_PAGE_ERROR")
+    if first and not Path(first).exists():
+        Path(first).touch()
+        raise OSError("no page at the first start")
+
     def follow(req: str, states: list[str]) -> Any:
         for update in client.updates(req, interval=0.02):
             if not states or states[-1] != update.state:
