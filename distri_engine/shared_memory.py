@@ -38,14 +38,14 @@ class _Segment:
     """Shared pages, mapped on this side."""
 
     number: int
-    memory: mmap.mmap
-    bytes: torch.Tensor  # uint8 view of the pages
+    bytes: torch.Tensor  # uint8, the pages themselves
 
 
-def _map(number: int, descriptor: int, size: int) -> _Segment:
-    memory = mmap.mmap(descriptor, size)
-    os.close(descriptor)
-    return _Segment(number, memory, torch.frombuffer(memory, dtype=torch.uint8))
+def _map(number: int, descriptor: int) -> _Segment:
+    # By torch rather than by mmap.mmap(), which would keep a descriptor open for every segment.
+    size = os.fstat(descriptor).st_size
+    pages = torch.from_file(f"/proc/self/fd/{descriptor}", shared=True, size=size, dtype=torch.uint8)
+    return _Segment(number, pages)
 
 
 class _Link:
@@ -73,7 +73,7 @@ class _Link:
         if fresh:
             descriptor = os.memfd_create("distri", os.MFD_CLOEXEC)
             os.ftruncate(descriptor, size)
-            segment = _map(len(self._own), os.dup(descriptor), size)
+            segment = _map(len(self._own), descriptor)
             self._own[segment.number] = segment
         else:
             segment = spare.pop()
@@ -131,11 +131,12 @@ class _Link:
         for kind, number, size, tag in _TOKEN.iter_unpack(data[:whole]):
             if kind == _FREE:
                 segment = self._own[number]
-                self._free[len(segment.memory)].append(segment)
+                self._free[segment.bytes.numel()].append(segment)
                 continue
             if kind == _DATA_NEW:
                 descriptor = self._descriptors.popleft()
-                self._peers[number] = _map(number, descriptor, os.fstat(descriptor).st_size)
+                self._peers[number] = _map(number, descriptor)
+                os.close(descriptor)
             self._arrived[tag] = (number, size)
 
     def close(self) -> None:

@@ -131,4 +131,4 @@ def descriptors(pictures: int) -> tuple[int, int]:
 
 def test_no_descriptor_is_leaked() -> None:
     for early, late in run_on_ranks(2, descriptors, 12):
-        assert late <= early
+        assert late == early

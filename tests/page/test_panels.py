@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +221,8 @@ def test_sizes_fit_the_model(ratio: str) -> None:
         assert width / height == pytest.approx(settings.RATIOS[ratio], rel=0.08)
         assert width * height == pytest.approx(model.default_size**2, rel=0.22)
         assert settings.ratio_of(width, height, model) == ratio
+
+
+def test_importing_the_page_is_light() -> None:
+    check = "import sys, app; sys.exit(bool({'torch', 'gradio', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2]).returncode == 0
