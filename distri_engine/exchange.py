@@ -26,7 +26,7 @@ class Slot:
     """One layer's line to its peers: what this rank sends, and what arrived last."""
 
     fresh_in: frozenset[SyncMode]  # modes that wait for fresh values at every step
-    silent_in: frozenset[SyncMode] = frozenset()  # modes that ignore the peers after warm-up
+    silent_in: frozenset[SyncMode] = frozenset({SyncMode.NO_SYNC})  # modes that send nothing after warm-up
     to_everybody = True  # whether all peers get the same payload
 
     def __init__(self, exchange: Exchange) -> None:
@@ -47,17 +47,13 @@ class Slot:
         """Patch indices of the peers that send to this rank, and the shape of what they send."""
         raise NotImplementedError("a slot says what it receives")
 
-    def update(self, payload: torch.Tensor) -> bool:
-        """Bring `received` to the state that this step's layer must see; False if the peers are to be ignored."""
+    def update(self, payload: torch.Tensor) -> None:
+        """Bring `received` to the state that this step's layer must see, and send `payload`."""
         exchange, mode = self.exchange, self.exchange.config.mode
         if exchange.clock.step.phase is Phase.SYNC or mode in self.fresh_in:
             self._swap_now(payload)
-            return True
-        if mode in self.silent_in:
-            return False
-        if mode is not SyncMode.NO_SYNC:  # which leaves `received` frozen as the last synchronous step left it
+        elif mode is not SyncMode.NO_SYNC:  # which leaves `received` frozen as the last synchronous step left it
             exchange.post(self, payload)
-        return True
 
     def _swap_now(self, payload: torch.Tensor) -> None:
         exchange = self.exchange
@@ -152,15 +148,19 @@ class StatsSlot(Slot):
     def incoming(self, payload: torch.Tensor) -> dict[int, tuple[int, ...]]:
         return dict.fromkeys(self.exchange.peers, tuple(payload.shape))
 
-    def trade(self, moments: torch.Tensor) -> torch.Tensor | None:
-        """moments: [2, B, groups], own mean(x) and mean(x^2) -> the moments to normalise by; None: use the own slice's.
+    @property
+    def silent(self) -> bool:
+        """Whether this step's mode normalises by the own slice's moments, so that there is nothing to trade."""
+        return self.exchange.clock.step.phase is Phase.STALE and self.exchange.config.mode in self.silent_in
+
+    def trade(self, moments: torch.Tensor) -> torch.Tensor:
+        """moments: [2, B, groups], own mean(x) and mean(x^2) -> the moments to normalise by.
 
         Weighted by rows where bands are uneven.
         """
         exchange = self.exchange
         previous, self._own = self._own, moments
-        if self.alone or not self.update(moments):
-            return None
+        self.update(moments)
         stale = exchange.clock.step.phase is Phase.STALE
         if stale and exchange.config.mode is SyncMode.CORRECTED_ASYNC_GN:
             assert previous is not None, "the first step of a picture is synchronous"

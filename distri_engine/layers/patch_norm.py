@@ -19,10 +19,10 @@ class PatchGroupNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [B, C, rows, W] or [B, C, tokens], own rows -> the same shape, normalised."""
         norm = self.norm
-        own = moments(x, norm.num_groups)
-        total = None if self.slot.alone else self.slot.trade(own)
-        if total is None:
+        if self.slot.alone or self.slot.silent:
             return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        own = moments(x, norm.num_groups)
+        total = self.slot.trade(own)
         mean, variance = total[0], total[1] - total[0] * total[0]
         # Only a corrected average can leave a variance below zero; the own slice's then stands in, the mean stays.
         variance = torch.where(variance < 0, own[1] - own[0] * own[0], variance)
