@@ -33,34 +33,34 @@ class Box:
         return self.left * scale, self.top * scale, self.right * scale, self.bottom * scale
 
 
-def split_units(units: int, ranks: int) -> tuple[int, ...]:
+def split_units(units: int, ranks: int, lines: str = "rows") -> tuple[int, ...]:
     """Share `units` among `ranks`; shares differ by at most one, the larger ones come first.
 
     Raises ValueError if a rank would stay empty.
     """
     if ranks > units:
-        raise ValueError(f"{ranks} ranks cannot share {units} units of rows; use at most {units} ranks")
+        raise ValueError(f"{ranks} ranks cannot share {units} units of {lines}; use at most {units} ranks")
     share, larger = divmod(units, ranks)
     return tuple(share + (rank < larger) for rank in range(ranks))
 
 
 def cut_rows(height: int, width: int, unit: int, ranks: int) -> tuple[Box, ...]:
     """Cut a latent of `height` x `width` cells into `ranks` bands of whole rows, each a multiple of `unit` rows."""
-    edges = _edges(height, unit, ranks)
+    edges = _edges(height, unit, ranks, "rows")
     return tuple(Box(top, bottom, 0, width) for top, bottom in pairwise(edges))
 
 
 def cut_cols(height: int, width: int, unit: int, ranks: int) -> tuple[Box, ...]:
     """Cut a latent into `ranks` bands of whole columns, each a multiple of `unit` columns."""
-    edges = _edges(width, unit, ranks)
+    edges = _edges(width, unit, ranks, "columns")
     return tuple(Box(0, height, left, right) for left, right in pairwise(edges))
 
 
-def _edges(length: int, unit: int, ranks: int) -> list[int]:
+def _edges(length: int, unit: int, ranks: int, lines: str) -> list[int]:
     if length % unit:
-        raise ValueError(f"{length} latent cells are not a multiple of {unit}, the unit of this UNet")
+        raise ValueError(f"{length} latent {lines} are not a multiple of {unit}, the unit of this UNet")
     edges = [0]
-    for share in split_units(length // unit, ranks):
+    for share in split_units(length // unit, ranks, lines):
         edges.append(edges[-1] + share * unit)
     return edges
 
@@ -80,15 +80,19 @@ def check_bands(request: GenerationRequest, config: DistriConfig, ranks: int, mu
 
     `multiple` is the model's: 8 x 2^(UNet levels - 1) pixels. Sizes that the request leaves to the model pass.
     """
+    check_cut(request.height, request.width, patch_ranks(request, config, ranks), config, multiple)
+
+
+def check_cut(height: int | None, width: int | None, patches: int, config: DistriConfig, multiple: int) -> None:
+    """Raise ValueError if a picture of height x width pixels cannot be cut into `patches`, with the remedy."""
     if config.parallelism not in (Parallelism.PATCH, Parallelism.NAIVE_PATCH):
         return
-    patches = patch_ranks(request, config, ranks)
     sides: list[tuple[str, int | None, str]] = []
     scheme = config.split_scheme if config.parallelism is Parallelism.NAIVE_PATCH else SplitScheme.ROW
     if scheme in (SplitScheme.ROW, SplitScheme.ALTERNATE):
-        sides.append(("height", request.height, "rows"))
+        sides.append(("height", height, "rows"))
     if scheme in (SplitScheme.COL, SplitScheme.ALTERNATE):
-        sides.append(("width", request.width, "columns"))
+        sides.append(("width", width, "columns"))
     for name, pixels, lines in sides:
         if pixels is not None and pixels // multiple < patches:
             units = pixels // multiple

@@ -96,9 +96,9 @@ class DistriConfig:
     do_classifier_free_guidance: bool = True  # two UNet branches a step: unconditional and conditional
     split_batch: bool = True  # with guidance and an even number of ranks, half of them take each branch
     warmup_steps: int = 4  # steps 0..warmup_steps are synchronous, the next one is the first stale one
-    comm_checkpoint: int = 60  # slots whose payloads travel together in one asynchronous message
+    comm_checkpoint: int = 60  # payloads of this many layers travel together, asynchronously
     mode: SyncMode = SyncMode.CORRECTED_ASYNC_GN  # what is fresh and what is stale after warm-up
-    use_cuda_graph: bool = True  # replay captured steps on CUDA; ignored elsewhere
+    use_cuda_graph: bool = True  # the original's name, accepted; steps run eagerly on every device
     parallelism: Parallelism = Parallelism.PATCH  # which system makes the picture
     split_scheme: SplitScheme = SplitScheme.ROW  # how naive patches cut the picture
     bessel_correction: bool = False  # multiply shared variances by k/(k-1) as the original does

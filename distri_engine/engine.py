@@ -45,6 +45,7 @@ class _Seat:
     mesh: Mesh
     unet: ParallelUNet
     decoder: ParallelDecoder
+    own_decoder: ParallelDecoder  # for pictures that rank 0 makes alone
 
 
 class Engine:
@@ -83,6 +84,7 @@ class Engine:
             mesh=mesh,
             unet=ParallelUNet(self._unet, DistriConfig(), mesh),
             decoder=ParallelDecoder(self._pipe.vae, mesh),
+            own_decoder=ParallelDecoder(self._pipe.vae, Mesh(0, 1, self.device)),
         )
 
     def detach(self) -> None:
@@ -104,6 +106,11 @@ class Engine:
                 f"{request.width} x {request.height} is {request.width * request.height} pixels, "
                 f"the limit here is {self.info.max_pixels}; choose a smaller size"
             )
+        if request.guided and not config.do_classifier_free_guidance:
+            raise ValueError(
+                f"guidance_scale {request.guidance_scale:g} needs do_classifier_free_guidance=True; "
+                "set that, or a guidance_scale of at most 1"
+            )
         check_bands(request, config, ranks, self.info.size_multiple)
 
     def generate(self, request: GenerationRequest, config: DistriConfig) -> Iterator[Event]:
@@ -113,10 +120,11 @@ class Engine:
         """
         if self._seat is None:
             raise MeshError("the engine is not attached to a mesh; call attach() first")
-        mesh, unet, decoder = self._seat.mesh, self._seat.unet, self._seat.decoder
+        mesh, unet = self._seat.mesh, self._seat.unet
         self.check(request, config, mesh.size)
         method = METHODS[config.parallelism]
         works = mesh.rank == 0 or not method.alone
+        decoder = self._seat.own_decoder if method.alone else self._seat.decoder
 
         start = time.perf_counter()
         scheduler = self._scheduler(request)
@@ -156,8 +164,6 @@ class Engine:
                 raise
         unet.end()
         decode_start = time.perf_counter()
-        if method.alone:
-            decoder = ParallelDecoder(self._pipe.vae, Mesh(0, 1, self.device))
         picture = decoder(latents) if works else None
         images = [] if picture is None else self._pipe.image_processor.postprocess(picture, output_type="pil")
         yield Finished(

@@ -18,6 +18,7 @@ import torch
 from distri_engine.bands import Box
 from distri_engine.buckets import Bucket, Parcel, pack
 from distri_engine.config import DistriConfig, SyncMode
+from distri_engine.errors import ModelError
 from distri_engine.mesh import Axes, Mesh, Pending
 from distri_engine.step import Phase, StepClock
 
@@ -103,6 +104,11 @@ class HaloSlot(Slot):
         """x: [B, C, rows, W] -> the rows above [B, C, above, W] and below; None at the picture's edge."""
         if self.alone:
             return None, None
+        if x.shape[2] < (needed := max(self.above, self.below)):
+            raise ModelError(
+                f"a band of {x.shape[2]} rows is less than the {needed} that its neighbour's convolution needs; "
+                "use fewer ranks or a larger height"
+            )
         self.update(x)
         me = self.exchange.patch
         above = self.arrived(me - 1, x) if me - 1 in self.received else None
@@ -251,6 +257,7 @@ class Exchange:
 
     def close_slots(self) -> None:
         """The layers that traded here are gone."""
+        self.drain()
         self.forget()
         self._slots = []
 
@@ -260,7 +267,9 @@ class Exchange:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised buffer where messages are made."""
-        return torch.empty(shape, dtype=dtype, device=self.mesh.wire_device)
+        # Not an inference tensor, whoever asks: the buffers serve pictures in and out of inference mode.
+        with torch.inference_mode(False):
+            return torch.empty(shape, dtype=dtype, device=self.mesh.wire_device)
 
     def swap(self, sends: dict[int, torch.Tensor], receives: dict[int, torch.Tensor]) -> Pending:
         """`Mesh.swap` with patch indices of this guidance branch in place of ranks."""

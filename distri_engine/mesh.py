@@ -1,4 +1,4 @@
-"""Where this rank sits: axes cfg x patch, device, process group, and the four ways in which ranks talk. The only file
+"""Where this rank sits: axes cfg x patch, device, process group, and how ranks talk. The only file
 that names backends and devices or reads the torchrun variables; what is said over it is exchange.py's business.
 """
 
@@ -170,8 +170,20 @@ class Mesh:
         ops += [dist.P2POp(dist.isend, tensor, peer, tag=self._tag) for peer, tensor in sends.items()]
         return Pending([work.wait for work in dist.batch_isend_irecv(ops)], self.meter)
 
+    def refuse(self, reason: str) -> None:
+        """On rank 0, in place of `broadcast`: what was to be broadcast could not be made. The others raise `reason`."""
+        if self.size > 1:
+            text = torch.tensor(list(reason.encode()), dtype=torch.uint8)
+            header = torch.zeros(_HEADER, dtype=torch.int64)
+            header[0], header[1] = -1, len(text)
+            dist.broadcast(header.to(self.wire_device), src=0)
+            dist.broadcast(text.to(self.wire_device), src=0)
+
     def broadcast(self, tensors: Sequence[torch.Tensor] | None, dtype: torch.dtype) -> list[torch.Tensor]:
-        """Rank 0's `tensors` of `dtype` on every rank's device; the other ranks pass None and need not know shapes."""
+        """Rank 0's `tensors` of `dtype` on every rank's device; the other ranks pass None and need not know shapes.
+
+        Raises MeshError on the others if rank 0 calls `refuse` instead.
+        """
         if self.size == 1:
             assert tensors is not None
             return [tensor.to(self.device, dtype) for tensor in tensors]
@@ -184,6 +196,10 @@ class Mesh:
         header = header.to(self.wire_device)
         dist.broadcast(header, src=0)
         words = header.tolist()
+        if words[0] < 0:
+            text = torch.empty(words[1], dtype=torch.uint8, device=self.wire_device)
+            dist.broadcast(text, src=0)
+            raise MeshError(f"rank 0 refused: {bytes(text.tolist()).decode(errors='replace')}")
         count, at, shapes = words[0], 1, []
         for _ in range(count):
             shapes.append(words[at + 1 : at + 1 + words[at]])
@@ -214,11 +230,17 @@ def _link_host(rank: int, size: int) -> HostLinks | None:
         path[: len(folder.encode())] = torch.tensor(list(folder.encode()), dtype=torch.uint8)
         dist.broadcast(path, src=0)
         place = Path(bytes(path.tolist()).rstrip(b"\0").decode())
-        listener = listen(place, rank, size, _LAUNCH_TIMEOUT.total_seconds()) if place.is_dir() else None
-        # Containers of one host may share a kernel and not a file system: either everybody can listen, or nobody does.
+        # Containers of one host may share a kernel and not a file system, and a path may be too long for a socket:
+        # either everybody can listen, or nobody does.
+        try:
+            listener = listen(place, rank, size, _LAUNCH_TIMEOUT.total_seconds())
+        except OSError:
+            listener = None
         able = torch.tensor([listener is not None], dtype=torch.int64)
         dist.all_reduce(able, op=dist.ReduceOp.MIN)
         if listener is None or not able.item():
+            if listener is not None:
+                listener.close()
             return None
         with listener:
             links = HostLinks.meet(place, rank, size, listener, _LAUNCH_TIMEOUT.total_seconds())
@@ -229,34 +251,24 @@ def _link_host(rank: int, size: int) -> HostLinks | None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+_openers = 0  # of the process group, if it was opened here: the last one to leave closes it
+
+
 @contextmanager
 def open_mesh(config: DistriConfig, *, device: str | torch.device = "auto") -> Iterator[Mesh]:
     """The mesh of this process for `config`: gloo on CPU, nccl on CUDA, closed again at the end.
 
-    Joins the torchrun group that the environment describes; a group that is already open is used and left open;
+    Joins the torchrun group that the environment describes; a group that somebody else opened is used and left open;
     without torchrun's variables it is the 1x1 mesh. Raises MeshError if the group cannot be joined.
     """
-    if dist.is_initialized():
-        mesh = Mesh.of_default_group(device if isinstance(device, torch.device) else resolve_device(device))
-        try:
-            yield mesh
-        finally:
-            mesh.close()
-        return
+    global _openers
     where = device if isinstance(device, torch.device) else resolve_device(device)
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield Mesh(0, 1, where)
-        return
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-    try:
-        dist.init_process_group(backend_for(where), timeout=_LAUNCH_TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        raise MeshError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join its group: {error}"
-        ) from error
-    if config.verbose and current_rank() == 0:
-        print(f"mesh: {current_world_size()} ranks over {dist.get_backend()} on {device_name(where)}")
+    ours = _openers > 0 or not dist.is_initialized()
+    if ours and _openers == 0:
+        ours = _join(where)
+        if ours and config.verbose and current_rank() == 0:
+            print(f"mesh: {current_world_size()} ranks over {dist.get_backend()} on {device_name(where)}")
+    _openers += ours
     try:
         mesh = Mesh.of_default_group(where)
         try:
@@ -264,4 +276,25 @@ def open_mesh(config: DistriConfig, *, device: str | torch.device = "auto") -> I
         finally:
             mesh.close()
     finally:
-        dist.destroy_process_group()
+        _openers -= ours
+        if ours and _openers == 0:
+            dist.destroy_process_group()
+
+
+def _join(device: torch.device) -> bool:
+    """Join the group that torchrun's variables describe; False if there are none."""
+    names = ("RANK", "WORLD_SIZE")
+    missing = [name for name in names if name not in os.environ]
+    if len(missing) == 2:
+        return False
+    if missing:
+        raise MeshError(f"{missing[0]} is not set although its companion is; start this script with torchrun")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(backend_for(device), timeout=_LAUNCH_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        rank, size = (os.environ[name] for name in names)
+        raise MeshError(f"rank {rank} of {size} could not join its group: {reason}") from error
+    return True

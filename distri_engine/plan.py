@@ -12,7 +12,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from distri_engine.errors import ModelError
+from distri_engine.errors import ModelError, UnsupportedError
 from distri_engine.exchange import Exchange
 from distri_engine.layers.patch_attention import GatheredProjection, TextProjection
 from distri_engine.layers.patch_conv import PatchConv2d, SlicedConv2d, halo_rows
@@ -89,7 +89,10 @@ def _slice_conv(site: Site, exchange: Exchange) -> Forward:
 
 # The first rule that matches takes the module.
 DISPLACED_RULES: tuple[Rule, ...] = (
-    Rule("sliced convolution", lambda site: site.path == "conv_in", _slice_conv),
+    # Whatever stands at conv_in, an adapter's convolutions too, sees the whole latents.
+    Rule(
+        "sliced convolution", lambda site: site.path.split(".")[0] == "conv_in" and _is_spatial_conv(site), _slice_conv
+    ),
     Rule("convolution", _is_spatial_conv, _patch_conv),
     Rule("group norm", lambda site: isinstance(site.module, nn.GroupNorm), _patch_norm),
     Rule(
@@ -125,10 +128,13 @@ def apply_plan(tree: nn.Module, rules: Sequence[Rule], exchange: Exchange) -> Pl
     return report
 
 
+_OWN = ("_modules", "forward")  # what a twin does not take over from its original
+
+
 def share(module: nn.Module) -> nn.Module:
     """A second tree of modules over the same weights: module objects are new, everything they hold is the same object.
 
-    Adapters that change weights, scales or switches of the first tree are therefore seen by the second.
+    `follow` brings it up to date with switches that were set on the original since.
     """
     return _share(module, {})
 
@@ -142,6 +148,29 @@ def _share(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
         name: None if child is None else _share(child, made) for name, child in module._modules.items()
     }
     return twin
+
+
+def follow(tree: nn.Module, original: nn.Module) -> None:
+    """Take over every attribute that was set on a module of `original` since `share`: processors, adapter switches."""
+    for module, twin in zip(original.modules(), tree.modules(), strict=True):
+        twin.__dict__.update({name: value for name, value in module.__dict__.items() if name not in _OWN})
+
+
+def check_supported(model: nn.Module) -> None:
+    """Raise UnsupportedError for features of `model` that would silently give a wrong picture on bands of rows."""
+    for path, module in model.named_modules():
+        where = path or "the model"
+        if "forward" in module.__dict__:
+            raise UnsupportedError(
+                f"{where} has a hook around its forward (CPU offload?), which has no form on bands; "
+                "remove it, or use parallelism single"
+            )
+        if getattr(module, "fused_projections", False):
+            raise UnsupportedError(
+                f"{where} has fused projections, which are not patched; call unfuse_qkv_projections() first"
+            )
+        if any(getattr(module, name, None) is not None for name in ("s1", "s2", "b1", "b2")):
+            raise UnsupportedError(f"{where} uses FreeU, which has no form on bands; call disable_freeu() first")
 
 
 def structure(module: nn.Module) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ class StepDone:
     wait_ms: float  # wall time spent waiting for peers ("exposed" communication)
     sent_bytes: int  # payload this rank sent to its peers in this step
     memory_mb: float
-    latents: Any = None  # rank 0: latents after the step, [images, 4, H/8, W/8]; None elsewhere
+    latents: Any = None  # rank 0: the clean latents that the step foresees, [images, 4, H/8, W/8]; None elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)

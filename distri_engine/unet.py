@@ -18,7 +18,7 @@ from distri_engine.errors import UnsupportedError
 from distri_engine.exchange import Exchange
 from distri_engine.mesh import Axes, Mesh
 from distri_engine.methods import METHODS, Method
-from distri_engine.plan import PlanReport, apply_plan, share, structure
+from distri_engine.plan import PlanReport, apply_plan, check_supported, follow, share, structure
 from distri_engine.step import StepClock
 
 _WHOLE_PICTURE_ARGUMENTS = (
@@ -72,11 +72,14 @@ class ParallelUNet(nn.Module):
         """Free the exchange's buffers and let go of every message: the mesh is gone."""
         self._exchange.forget()
 
+    @torch.no_grad()
     def forward(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,
         encoder_hidden_states: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        *,
         return_dict: bool = True,
         **conditions: Any,
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
@@ -84,6 +87,7 @@ class ParallelUNet(nn.Module):
 
         Raises ValueError if the latents do not fit the mesh, UnsupportedError for inputs that have no form on bands.
         """
+        conditions["class_labels"] = class_labels
         boxes = self._start_step(sample, conditions)
         sample, timestep, encoder_hidden_states, conditions = self._take(  # this rank's guidance branch
             sample, timestep, encoder_hidden_states, conditions
@@ -176,6 +180,7 @@ class ParallelUNet(nn.Module):
     def _tree_of(self, method: Method) -> Callable[..., Any]:
         if not method.rules:
             return self.unet.__call__
+        check_supported(self.unet)
         current = structure(self.unet)
         if current != self._structure:
             self._trees.clear()
@@ -187,6 +192,7 @@ class ParallelUNet(nn.Module):
             if self.parallel_config.verbose and self.mesh.rank == 0:
                 print(f"plan: {self.report}")
             self._trees[method.rules] = tree
+        follow(self._trees[method.rules], self.unet)
         return self._trees[method.rules].__call__  # a bound method: an attribute that is a module would be registered
 
     # --- a diffusers model for everybody else

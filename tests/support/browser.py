@@ -66,6 +66,9 @@ class Visitor:
         """Write into a field of the Advanced part."""
         if not self.page.locator(f"#{field} input").is_visible():
             self.page.get_by_text("Advanced", exact=True).click()
+            # Gradio builds this part when it is first opened, and a moment later writes into its fields what the
+            # server sent before; nobody types that fast, but a test does.
+            self.page.wait_for_timeout(600)
         self.page.fill(f"#{field} input", value)
 
     def wait_prompt(self, prompt: str) -> None:

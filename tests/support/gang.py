@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +43,12 @@ def run_on_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[A
         for process in ranks:
             process.start()
         try:
-            for process in ranks:
-                process.join(_TIMEOUT)
+            deadline = time.monotonic() + _TIMEOUT
+            while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
+                if any(Path(folder).glob("*.error")):
+                    time.sleep(1)  # the others may want to say something, too
+                    break
+                time.sleep(0.01)
         finally:
             for process in ranks:
                 if process.is_alive():

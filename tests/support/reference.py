@@ -5,6 +5,7 @@ engine.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,6 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
-
-from distri_engine.plan import share
 
 
 class _Threads:
@@ -42,7 +41,7 @@ class _Rank:
         self.mode, self.warmup, self.bessel = mode, warmup, bessel
         self.step = -1
         self.old: dict[str, list[torch.Tensor]] = {}
-        self.tree = share(unet)
+        self.tree = copy.deepcopy(unet)
         for path, module in list(self.tree.named_modules()):
             if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
                 module.forward = self._bind(self._conv_in if path == "conv_in" else self._conv, path, module)
