@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch import nn
 
 from distri_engine.errors import ModelError, UnsupportedError
@@ -165,7 +165,7 @@ def check_supported(model: nn.Module) -> None:
                 f"{where} has a hook around its forward (CPU offload?), which has no form on bands; "
                 "remove it, or use parallelism single"
             )
-        if getattr(module, "fused_projections", False):
+        if isinstance(getattr(module, "processor", None), FusedAttnProcessor2_0):
             raise UnsupportedError(
                 f"{where} has fused projections, which are not patched; call unfuse_qkv_projections() first"
             )
