@@ -1,4 +1,4 @@
-"""What users do around the wrapped model: gradients on, inference mode, processors, fused projections, other components."""
+"""What users do around the wrapped model: gradients on, inference mode, processors, fused projections, components."""
 
 from __future__ import annotations
 
@@ -141,7 +141,8 @@ def test_pipeline_wrapper() -> None:
     plain = tiny_sdxl_pipeline()
     plain.set_progress_bar_config(disable=True)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    call: dict[str, Any] = {"num_inference_steps": 3, "latents": latents, "output_type": "latent", "height": 64, "width": 64}
+    call: dict[str, Any] = {"num_inference_steps": 3, "latents": latents, "output_type": "latent"}
+    call |= {"height": 64, "width": 64}
     expected = {"ddim": plain(**tiny_embeddings(), **call).images}
     plain.scheduler = EulerDiscreteScheduler.from_config(plain.scheduler.config)
     expected["euler"] = plain(**tiny_embeddings(), **call).images
