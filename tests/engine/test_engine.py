@@ -88,10 +88,10 @@ def test_settings_change_on_every_request_and_leave_no_trace() -> None:
         job(config={"parallelism": "single"}),
         job(config={"split_batch": True}),
     ]
-    in_order, reversed_order = (run_on_ranks(2, pictures, jobs)[0] for jobs in (changing, changing[::-1]))
-    for first, second in zip(in_order, reversed_order[::-1], strict=True):
-        assert first[0] is not None
-        assert np.array_equal(first[0], second[0])
+    for changed, one in zip(run_on_ranks(2, pictures, changing)[0], changing, strict=True):
+        (fresh,) = run_on_ranks(2, pictures, [one])[0]
+        assert fresh[0] is not None
+        assert np.array_equal(changed[0], fresh[0]), one  # type: ignore[arg-type]
 
 
 def test_events_and_resting_ranks() -> None:
@@ -116,12 +116,20 @@ def test_events_and_resting_ranks() -> None:
 
 @pytest.mark.parametrize("stop_after", [0, 3, 7])
 def test_cancel_leaves_the_engine_ready(stop_after: int) -> None:
-    jobs = [job(config={"warmup_steps": 1}), job(PROMPTS[4], stop_after=stop_after, config={"warmup_steps": 1}),
-            job(config={"warmup_steps": 1})]  # fmt: skip
-    undisturbed, cancelled, after = run_on_ranks(2, pictures, jobs)[0]
-    assert len(cancelled[1]) == stop_after + 2  # Prepared and the steps
-    assert cancelled[0] is None
+    warm, other = {"warmup_steps": 1}, {"mode": "stale_gn", "warmup_steps": 0}
+    jobs = [
+        job(config=warm),
+        job(PROMPTS[4], stop_after=stop_after, config=warm),
+        job(config=warm),
+        job(PROMPTS[5], stop_after=stop_after, height=192, width=320, config=other),
+        job(config=warm),
+    ]
+    undisturbed, cancelled, after, of_another_size, last = run_on_ranks(2, pictures, jobs)[0]
+    for stopped in (cancelled, of_another_size):
+        assert len(stopped[1]) == stop_after + 2  # Prepared and the steps
+        assert stopped[0] is None
     assert np.array_equal(undisturbed[0], after[0])
+    assert np.array_equal(undisturbed[0], last[0])
 
 
 def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:

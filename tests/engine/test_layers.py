@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -72,7 +74,33 @@ def run_layers() -> dict[str, list[torch.Tensor]]:
             "half": [PatchGroupNorm(norms()[2], exchange.stats())(rows(picture(300.0).half()))],
             "tokens": [PatchGroupNorm(norms()[0], exchange.stats())(own_tokens.transpose(1, 2))],
             "gather": [GatheredProjection(linear, exchange.gather())(own_tokens)],
+            "stale": stale_norms(mesh),
         }
+
+
+def stale_norms(mesh: Any) -> list[torch.Tensor]:
+    """On a rank: its rows of a norm's output in a stale step whose input is new, by sync_gn and by stale_gn."""
+    from distri_engine import DistriConfig
+    from distri_engine.exchange import Exchange
+    from distri_engine.layers.patch_norm import PatchGroupNorm
+    from distri_engine.step import StepClock
+
+    outputs = []
+    for mode in ("sync_gn", "stale_gn"):
+        config, clock = DistriConfig(mode=mode, split_batch=False), StepClock()
+        exchange = Exchange(mesh, clock)
+        boxes = cut_rows(HEIGHT, WIDTH, UNIT, mesh.size)
+        exchange.begin(config, mesh.axes(config, guided=False), boxes)
+        clock.begin(0)
+        norm, mine = PatchGroupNorm(norms()[0], exchange.stats()), boxes[mesh.rank]
+        for x in (picture(), picture(2.0, 1.0)):
+            clock.tick()
+            exchange.start_step()
+            output = norm(x[:, :, mine.top : mine.bottom])
+            exchange.finish_step()
+        exchange.drain()
+        outputs.append(output)
+    return outputs
 
 
 @pytest.mark.parametrize("world", [1, 3, 4])
@@ -96,6 +124,9 @@ def test_layers_equal_their_plain_twins(world: int) -> None:
         assert half.dtype == torch.float16
         assert relative(half, norms()[2](picture(300.0).half().float())) < 1e-3
         assert relative(met("tokens", 0), norms()[0](tokens.transpose(1, 2))) < 1e-6
+        fresh = norms()[0](picture(2.0, 1.0))
+        assert relative(met("stale", 0), fresh) < 1e-6  # sync_gn: moments are fresh in stale steps, too
+        assert (relative(met("stale", 1), fresh) < 1e-6) == (world == 1)
         torch.manual_seed(3)
         expected = nn.Linear(8, 5)(tokens)
         for rank in ranks:

@@ -40,11 +40,17 @@ def predict(height: int, width: int, configs: list[dict[str, Any]]) -> list[list
     return results
 
 
-@pytest.mark.parametrize(("world", "height", "width"), [(2, 32, 32), (3, 28, 16), (4, 16, 24)])
-def test_every_mode_is_the_papers_arithmetic(world: int, height: int, width: int) -> None:
+MANY = ("full_sync", "corrected_async_gn")  # on many ranks, two modes will do
+
+
+@pytest.mark.parametrize(
+    ("world", "height", "width", "modes"),
+    [(2, 32, 32, MODES), (3, 28, 16, MODES), (4, 16, 24, MODES), (5, 24, 8, MANY), (7, 36, 8, MANY), (8, 32, 8, MANY)],
+)
+def test_every_mode_is_the_papers_arithmetic(world: int, height: int, width: int, modes: tuple[str, ...]) -> None:
     configs: list[dict[str, Any]] = [
         {"mode": mode, "bessel_correction": bessel, "split_batch": False, "comm_checkpoint": size}
-        for mode in MODES
+        for mode in modes
         for bessel, size in ((True, 60), (False, 7))
     ]
     per_rank = run_on_ranks(world, predict, height, width, configs)
