@@ -280,8 +280,8 @@ class Exchange:
         )
 
     def note(self, slot: Slot, payload: torch.Tensor) -> None:
-        """Remember in a synchronous step what `slot` will send in stale ones."""
-        if self.clock.step.phase is Phase.SYNC and self.config.mode not in slot.fresh_in | slot.silent_in:
+        """Remember in the last synchronous step what `slot` will send in stale ones."""
+        if self.clock.last_sync and self.config.mode not in slot.fresh_in | slot.silent_in:
             self._parcels.append(Parcel.of(slot, payload))
 
     def post(self, slot: Slot, payload: torch.Tensor) -> None:

@@ -119,6 +119,9 @@ class Mesh:
         self.rank = rank
         self.size = size
         self.device = device
+        # Where message buffers live. Gloo moves host memory, also for ranks that share one GPU.
+        over_host = size > 1 and dist.get_backend() == "gloo"
+        self.wire_device = torch.device("cpu") if over_host else device
         self.meter = Meter()
         self._tag = 0
         self._links = _link_host(rank, size) if size > 1 and shared_memory and self.wire_device.type == "cpu" else None
@@ -137,13 +140,6 @@ class Mesh:
         """Hang up, so that a peer that waits for this rank is woken. The process group is its opener's to close."""
         if self._links is not None:
             self._links.close()
-
-    @property
-    def wire_device(self) -> torch.device:
-        """Where message buffers live. Gloo moves host memory, also for ranks that share one GPU."""
-        if self.size > 1 and dist.get_backend() == "gloo":
-            return torch.device("cpu")
-        return self.device
 
     def axes(self, config: DistriConfig, *, guided: bool) -> Axes:
         """How the ranks are laid out for a picture; `guided` says whether it runs both guidance branches."""

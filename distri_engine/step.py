@@ -38,6 +38,11 @@ class StepClock:
         self._next = 0
         self._warmup_steps = warmup_steps
 
+    @property
+    def last_sync(self) -> bool:
+        """Whether the step after this one is the first stale one."""
+        return self.step.index == self._warmup_steps
+
     def tick(self) -> Step:
         """Enter the next step and return it."""
         warm = self._warmup_steps is None or self._next <= self._warmup_steps
