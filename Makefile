@@ -39,7 +39,7 @@ clean:
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # half an environment would be taken for a whole one
 
 # Stamps: touched once everything in the file is installed, so that the next run starts at once and offline.
 $(VENV)/.runtime: requirements.txt | $(BIN)/python

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import rank, start
 from launcher.client import Client
 from launcher.journal import data_folder
+from launcher.png import PICTURES
 from launcher.schema import Refused, Status
 from launcher.web import cards, endpoints, header, lanes, settings, skeletons, stage
 from launcher.web.visit import NO_RUN, VIEWS, Frame, Props, Visits
@@ -191,6 +192,7 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     """Which event does what. Nothing here is part of the API."""
     current, browser = page["current"], page["browser"]
     values = [page[name] for name in settings.DEFAULTS]
+    size = [page[name] for name in ("width", "height", "aspect")]
     outputs = [component for name, component in page.items() if name != "timer"]
 
     def begin(who: Frame, *inputs: Any) -> Frame:
@@ -224,8 +226,8 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     page["stop"].click(visits.stop, [current], None, api_name="stop", **PRIVATE)
     page["timer"].tick(
         answering(page, visits.tick),
-        [current, page["mood"]],
-        [page[name] for name in ("top", "mood", "generate", "chips", "width", "height", "aspect")],
+        [current, page["mood"], *size],
+        [page[name] for name in ("top", "mood", "generate", "chips", "lanes")] + size,
         api_name="tick",
         **PRIVATE,
     )
@@ -275,13 +277,15 @@ def publish(client: Client) -> None:
         guidance_scale: float = 5.0,
         seed: int | None = None,
         scheduler: str = "ddim",
+        parallelism: str = "patch",
         mode: str = "corrected_async_gn",
         warmup_steps: int = 4,
         split_scheme: str = "row",
         split_batch: bool | None = None,
     ) -> tuple[dict, dict, dict, dict]:
         """Make the same picture by one device, by naive patches and by DistriFusion. Streams progress and ends with
-        (one device, naive, DistriFusion, report with PSNR). split_batch null: off below 4 ranks.
+        (one device, naive, DistriFusion, report with PSNR). parallelism names the third, which is patch; split_batch
+        null: off below 4 ranks.
         """
         yield from answered(endpoints.compare(client, dict(locals())))
 
@@ -319,8 +323,7 @@ def serve(client: Client, options: start.Options) -> None:
         show_error=False,
         ssr_mode=False,
         run_history=False,
-        allowed_paths=[str(data_folder())],
-        blocked_paths=[str(data_folder() / "journal.jsonl")],  # everybody's prompts
+        allowed_paths=[str(data_folder() / PICTURES)],  # beside it lie everybody's prompts, on a Space also tokens
         favicon_path=skeletons.ASSETS / "logo.svg",
         footer_links=["api", "gradio", "settings"],
         theme=gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),

@@ -46,6 +46,10 @@ class GenerationRequest:
             text = getattr(self, name)
             if not isinstance(text, str):
                 raise ValueError(f"{name} {text!r} is not text")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{name} holds bytes that are no text; give it in UTF-8") from None
             if len(text) > MAX_PROMPT:
                 raise ValueError(f"{name} has {len(text)} characters, the limit is {MAX_PROMPT}; shorten it")
         if not self.prompt.strip():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
-from launcher.generate import Failed, make_picture
+from launcher.generate import Failed, check_target, make_picture
 from launcher.options import OneLineParser, add_group_options, refuse
 
 
@@ -75,8 +75,8 @@ def _generate(words: argparse.Namespace) -> None:
         split_scheme=words.split_scheme,
         split_batch=not words.no_split_batch,
     )
-    if words.report is not None and not words.report.parent.is_dir():
-        raise ValueError(f"the folder {words.report.parent} does not exist; make it first")
+    if words.report is not None:
+        check_target(words.report, "report.json")
     report = make_picture(request, config, words.output, ranks=words.ranks, device=words.device, model=words.model)
     if words.report is not None:
         words.report.write_text(json.dumps(report, indent=2) + "\n")

@@ -51,12 +51,7 @@ def make_picture(
     Raises ValueError, before anything is started, for what cannot work, and Failed if the group fails.
     """
     began = time.monotonic()
-    if not output.parent.is_dir():
-        raise ValueError(f"the folder {output.parent} does not exist; make it first")
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder; give the name of the picture, such as {output / 'picture.png'}")
-    if not os.access(output.parent, os.W_OK):
-        raise ValueError(f"the folder {output.parent} cannot be written to; choose another")
+    check_target(output, "picture.png")
     ranks, device, model = resolve(ranks, device, model)
     size, multiple = sizes(model)
     # The seed is drawn here, once for all ranks; a size that only the loaded model knows is filled in by them.
@@ -75,11 +70,25 @@ def make_picture(
         }
         job |= {"model": model, "device": device, "began": began}
         (run_dir / "job.json").write_text(json.dumps(job))
-        return _run(
+        report = _run(
             run_dir, torchrun_command(run_dir, ranks, script, restarts=0), rank_environment(run_dir, ranks, device)
         )
+        return report | {"image": str(output.with_name(Path(report["image"]).name))}  # as it was given
     finally:
         remove_run_dir(run_dir)
+
+
+def check_target(file: Path, example: str) -> None:
+    """Raise ValueError if `file` could not be written at the end."""
+    try:
+        if not file.parent.is_dir():
+            raise ValueError(f"the folder {file.parent} does not exist; make it first")
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder; give the name of a file, such as {file / example}")
+    except OSError as error:
+        raise ValueError(f"{str(file)[:200]} cannot be written: {error.strerror}; choose another name") from None
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ValueError(f"{file} cannot be written to; choose another place")
 
 
 def _run(run_dir: Path, command: list[str], env: dict[str, str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from launcher.schema import Status, Update
 
 KEPT = 64  # finished requests that can still be followed with all their figures
 START_S = 120.0  # patience with a picture's first step, which may allocate and warm up
-JOIN_S = 60.0  # patience with ranks that are to meet
+JOIN_S = {"gloo": 15.0, "nccl": 60.0}  # patience with ranks that are to meet; gloo takes 10 ms
 REST_S = 2.0  # idle time after which gloo groups are left: their threads poll 100 times a second, joining takes 10 ms
 WORDS = {
     "boot": "Loading the model on every device. You can write your prompt now.",
@@ -254,8 +254,8 @@ class Hub:
         if self.current is not None and silence > self._patience(self.current):
             behind = [rank for rank, one in enumerate(self.current.ranks) if one.finished == self.current.finished]
             self._die(f"rank {behind[0]} stopped answering{self._where()}")
-        elif self.state in ("joining", "rejoin") and silence > JOIN_S:
-            self._die(f"the ranks did not find each other in {JOIN_S:.0f} s")
+        elif self.state in ("joining", "rejoin") and silence > (patience := JOIN_S[self.roster.backend]):
+            self._die(f"the ranks did not find each other in {patience:.0f} s")
         elif self.state == "idle" and silence > REST_S and self.roster.breakable and not self.roster.resting:
             self.roster.resting = True
             self._tell(m.Rest())

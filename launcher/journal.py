@@ -128,10 +128,13 @@ class Journal:
         with self._lock:
             file = self._open()
             try:
+                size = os.fstat(file).st_size
                 if os.write(file, line) != len(line):
                     raise OSError("the disk is full")
                 os.fsync(file)
             except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(file, size)  # what was refused must not be found by a restart
                 self.close()  # opening again isolates a torn line
                 raise
 
@@ -151,27 +154,27 @@ class Journal:
                     self._stopped.add(req)
                 case "finished":
                     self._remember(req, entry)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return
 
     def _remember(self, req: str, entry: dict[str, Any]) -> bool:
         with self._lock:
-            job = self._open_jobs.pop(req, None)
+            job = self._open_jobs.get(req)
             if job is None or req in self._finished:
                 return False
-            self._finished.add(req)
-            self._records.append(
-                Record(
-                    id=req,
-                    finished=float(entry["at"]),
-                    state=str(entry["state"]),
-                    request=job.request,
-                    config=job.config,
-                    picture=entry["pictures"][0] if entry["pictures"] else None,
-                    report=entry["report"],
-                    message=str(entry["message"]),
-                    visitor=job.visitor,
-                    comparison=job.comparison,
-                )
+            record = Record(
+                id=req,
+                finished=float(entry["at"]),
+                state=str(entry["state"]),
+                request=job.request,
+                config=job.config,
+                picture=entry["pictures"][0] if entry["pictures"] else None,
+                report=entry["report"],
+                message=str(entry["message"]),
+                visitor=job.visitor,
+                comparison=job.comparison,
             )
+            del self._open_jobs[req]
+            self._finished.add(req)
+            self._records.append(record)
             return True

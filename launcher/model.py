@@ -25,9 +25,15 @@ def choose_model(model: str | None, device: str) -> str:
         if device == "cuda" and not why_not_fetchable(SDXL):
             return SDXL
         return check_folder(DEMO_MODEL)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return check_folder(folder)
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return check_folder(folder)
+        folder.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ValueError(f"model {model[:200]} cannot be read: {error.strerror}; choose another with --model") from None
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith((".", "/", "~")):
         raise ValueError(f"model {model} is neither a folder nor a Hugging Face id such as {SDXL}")
     if reason := why_not_fetchable(model):
@@ -46,6 +52,9 @@ def check_folder(folder: Path) -> str:
         raise ValueError(f"{folder}/model_index.json cannot be read: {error}") from None
     if not isinstance(index, dict) or "unet" not in index or "vae" not in index:
         raise ValueError(f"{folder}/model_index.json names no unet and vae; give a diffusers SDXL pipeline")
+    for part, kind in index.items():
+        if isinstance(kind, list) and kind[:1] not in ([], [None]):
+            _check_part(folder / part)
     for part in _WEIGHTS:
         if part not in index:
             continue
@@ -60,6 +69,17 @@ def check_folder(folder: Path) -> str:
         for file in weights:
             check_weights(file)
     return str(folder)
+
+
+def _check_part(folder: Path) -> None:
+    """Raise ValueError if a component that the index names is absent or its settings are no JSON."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is missing although model_index.json names it; the pipeline folder is incomplete")
+    for file in sorted(folder.glob("*config.json")):
+        try:
+            json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read: {error}; fetch it again") from None
 
 
 def check_weights(file: Path) -> None:

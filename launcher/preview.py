@@ -8,6 +8,7 @@ import base64
 import io
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,10 @@ class Previewer:
                 assert self._offered is not None
                 req, latents = self._offered
                 self._offered = None
-            self._publish(req, data_uri(self._picture(latents)))
+            try:
+                self._publish(req, data_uri(self._picture(latents)))
+            except Exception:  # a picture without previews is still a picture
+                traceback.print_exc()
             del latents
             time.sleep(PERIOD_S)
 

@@ -40,6 +40,11 @@ class Roster:
         return all(hello.backend == "gloo" for hello in self.hellos.values())
 
     @property
+    def backend(self) -> str:
+        """Over what the ranks talk: gloo or nccl."""
+        return "gloo" if self.breakable else "nccl"
+
+    @property
     def on_cuda(self) -> bool:
         """Whether the ranks compute on GPUs."""
         return any(hello.device_kind == "cuda" for hello in self.hellos.values())

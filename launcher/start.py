@@ -156,8 +156,8 @@ def main(options: Options, script: str) -> NoReturn:
     """Start the group and its page; this process becomes the torchrun agent. Exit code 2 if that cannot work."""
     try:
         check_port(options.host, options.port)
-        check_data_folder()
         ranks, device, model = resolve(options.ranks, options.device, options.model)
+        check_data_folder()  # last: it may make the folder
     except ValueError as error:
         refuse(error)
     resolved = dataclasses.replace(options, ranks=ranks, device=device, model=model)

@@ -206,7 +206,9 @@ class Worker:
             return m.Ended(req=req, why="done", step=last)
         begin = time.perf_counter()
         text = png.parameters(request, config, model=self._model, ranks=self._place.world_size)
-        paths = png.save_all(event.images, self._loop.journal.folder / f"{req}.png", text)
+        folder = self._loop.journal.folder / png.PICTURES
+        folder.mkdir(mode=0o700, exist_ok=True)
+        paths = png.save_all(event.images, folder / f"{req}.png", text)
         seconds = {**event.seconds, "save": time.perf_counter() - begin}
         return m.Ended(req=req, why="done", step=last, pictures=tuple(map(str, paths)), seconds=seconds)
 

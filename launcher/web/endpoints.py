@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from distri_engine.config import DistriConfig
+from distri_engine.config import DistriConfig, Parallelism
 from distri_engine.request import GenerationRequest
 from launcher.client import Client
 from launcher.web import cards, settings
@@ -33,6 +33,11 @@ def compare(client: Client, values: Mapping[str, Any]) -> Iterator[Files]:
     """Progress, with each picture as soon as it is there; last (one device, naive, DistriFusion, report)."""
     chosen = settings.split_batch(values.get("split_batch"), client.status().ranks)
     request, config = parameters({**values, "split_batch": chosen})
+    if config.parallelism != Parallelism.PATCH:
+        raise ValueError(
+            f"compare always makes single, naive_patch and patch; parallelism '{config.parallelism}' is one of its "
+            "baselines, leave it at 'patch'"
+        )
     request = request.replace(seed=secrets.randbelow(2**32) if request.seed is None else request.seed)
     takes: dict[str, Take] = {}
     comparison = secrets.token_hex(8)

@@ -7,8 +7,7 @@ from typing import Any
 from launcher.schema import Status
 from launcher.web.names import devices
 
-LOADING = ("boot", "joining")
-BUSY = ("preparing", "running", "draining")
+BUSY = ("joining", "preparing", "running", "draining")
 
 
 def mood(status: Status) -> str:
@@ -17,8 +16,9 @@ def mood(status: Status) -> str:
         return "dead"
     if status.state == "rejoin":
         return "lost"
-    if status.state in LOADING or status.model is None:
+    if status.state == "boot" or status.model is None:
         return "lost" if status.restarts else "loading"
+    # A loaded group that is joining wakes from its rest, for a picture.
     return "busy" if status.state in BUSY else "ready"
 
 
@@ -48,7 +48,7 @@ def header(status: Status, *, own: int = 0) -> dict[str, Any]:
         "state": state,
         "badge": badge,
         "model": status.model.name if status.model else "",
-        "devices": f"{status.ranks} × {status.device}",
+        "devices": f"{status.ranks} × {status.device}" if status.device else who,
         "alone": status.ranks == 1,
         "notice": notice,
     }

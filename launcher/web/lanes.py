@@ -63,6 +63,8 @@ def _lane(lane: Lane, update: Update) -> dict[str, Any]:
 
 
 def _name(rank: int, device: str) -> str:
+    if not device:  # rank 0 has not said yet what it runs on
+        return f"rank {rank}"
     return f"CPU rank {rank}" if device == "CPU" else f"GPU {rank}"
 
 

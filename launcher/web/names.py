@@ -25,9 +25,11 @@ def method_name(parallelism: str) -> str:
 
 
 def devices(ranks: int, device: str) -> str:
-    """The group in words: "2 CPU ranks", "4 × NVIDIA H200". A CPU rank is never called a GPU."""
-    if device == "CPU":
-        return f"{ranks} CPU rank{'s' if ranks != 1 else ''}"
+    """The group in words: "2 CPU ranks", "4 × NVIDIA H200". A CPU rank is never called a GPU; until the
+    device is known they are "2 ranks".
+    """
+    if device in ("", "CPU"):
+        return f"{ranks} {device} rank{'s' if ranks != 1 else ''}".replace("  ", " ")
     return f"{ranks} × {device}" if ranks != 1 else device
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.client import Client
+from launcher.journal import REMEMBERED
 from launcher.schema import Record, Refused, Update
 from launcher.web import cards, gallery, header, lanes, settings, stage
 from launcher.web.take import Take, by_method
@@ -183,7 +184,8 @@ class Visits:
             "cards": cards.cards({}),
             "gallery": self._gallery(visitor),
             **self._readiness(header.mood(status)),
-            **self._own_size(),
+            "aspect": "1:1",
+            **self.resize("1:1"),
         }
         if running:
             ids = ids if set(ids) & set(running) else running
@@ -199,7 +201,7 @@ class Visits:
         """A picture of the gallery comes back, with all its settings. Raises ValueError if it cannot."""
         if run["busy"]:
             raise ValueError("A picture is being made; stop it or wait, then look at others")
-        for group in gallery.runs(self.client.history(visitor=browser["visitor"], limit=100)):
+        for group in gallery.runs(self._pictures(browser["visitor"])):
             if any(record.id == id for record in group):
                 return self._bring_back(group)
         raise ValueError("This picture is no longer in the history")
@@ -219,24 +221,41 @@ class Visits:
         return frame
 
     def _gallery(self, visitor: str) -> Frame:
-        return {"tiles": gallery.tiles(self.client.history(visitor=visitor, limit=3 * gallery.SIZE))}
+        return {"tiles": gallery.tiles(self._pictures(visitor))}
+
+    def _pictures(self, visitor: str) -> list[Record]:
+        """A visitor's newest records with a picture. What was stopped or failed takes no place in the gallery."""
+        records = self.client.history(visitor=visitor, limit=REMEMBERED)
+        return [record for record in records if record.picture][: 3 * gallery.SIZE]
 
     # --- between runs
 
-    def tick(self, run: Frame, mood: str) -> Frame:
+    def tick(self, run: Frame, mood: str, width: int | None, height: int | None, aspect: str | None) -> Frame:
         """Every two seconds: the badge, and what depends on the group being ready."""
         status = self.client.status()
         now = header.mood(status)
         frame: Frame = {"top": self._top(run)}
         if now == mood:
             return frame
-        if run["busy"]:  # its own frames say what the buttons show
-            return frame | {"chips": {"chips": settings.examples(status)}}
-        return frame | self._readiness(now) | (self._own_size() if mood == "loading" else {})
+        if run["busy"]:  # its own frames say what the buttons and the lanes show
+            return frame | {"mood": "busy", "chips": {"chips": settings.examples(status)}}
+        frame |= self._readiness(now)
+        if mood in ("loading", "lost"):
+            frame |= self._missing_size(width, height, aspect)
+            if mood == "loading" or not run["takes"]:  # else the lanes of a picture stay
+                frame["lanes"] = lanes.resting(status)
+        return frame
 
-    def _own_size(self) -> Frame:
+    def _missing_size(self, width: int | None, height: int | None, aspect: str | None) -> Frame:
+        """What is still empty of width and height, once the model is known. A visitor's own size stays."""
         model = self.client.status().model
-        return {"width": model.default_size, "height": model.default_size, "aspect": "1:1"} if model else {}
+        if model is None:
+            return {}
+        if width is None and height is None:
+            return self.resize(aspect or "1:1")
+        sides = {"width": width, "height": height}
+        missing = {name: model.default_size for name, side in sides.items() if side is None}
+        return missing | {"aspect": settings.ratio_of(**(sides | missing), model=model)}
 
     def _readiness(self, mood: str) -> Frame:
         words = {"loading": "Loading model…", "lost": "Restarting…", "dead": "Not available"}

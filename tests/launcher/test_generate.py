@@ -61,6 +61,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--output", "/no/such/folder/x.png"], "the folder /no/such/folder does not exist"),
         (["--output", "/"], "/ is a folder"),
         (["--report", "/no/such/folder/x.json"], "the folder /no/such/folder does not exist"),
+        (["--report", "/"], "/ is a folder"),
+        (["--output", "a" * 5000], "cannot be written: File name too long"),
+        (["--prompt", "a\udcff"], "prompt holds bytes that are no text"),
         (["--height", "tall"], "invalid int value: 'tall'"),
     ],
 )
@@ -147,8 +150,9 @@ def test_the_real_engine_from_the_command_line(tmp_path: Path) -> None:
         timeout=120,
     )
     assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout.startswith(f"{tmp_path}/x.png: 96 x 64, 3 steps, seed 5, 2 x cpu, ")
+    assert run.stdout.startswith("x.png: 96 x 64, 3 steps, seed 5, 2 x cpu, ")
     report = json.loads((tmp_path / "x.json").read_text())
+    assert report["image"] == "x.png"
     assert [step["phase"] for step in report["steps"]] == ["sync", "stale", "stale"]
     assert report["model"] == "embedded demo model"
     assert all(seconds > 0 for seconds in report["seconds"].values())

@@ -61,12 +61,45 @@ def test_a_torn_last_line_is_ignored_and_does_not_spoil_the_next(tmp_path: Path)
     assert [one.id for one in reopened(again).recover()] == ["a", "c"]
 
 
-@pytest.mark.parametrize("line", [b"\xff\x00", b"[]", b"{}", b'{"entry":"accepted","id":"z"}', b'{"entry":3,"id":[]}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\x00",
+        b"[]",
+        b"{}",
+        b'{"entry":"accepted","id":"z"}',
+        b'{"entry":"accepted","id":"z","request":[],"config":{},"visitor":"","comparison":""}',
+        b'{"entry":3,"id":[]}',
+    ],
+)
 def test_lines_that_make_no_sense_are_skipped(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "journal.jsonl").write_bytes(line + b"\n")
     journal = Journal(tmp_path)
     journal.accepted(job("a"))
     assert [one.id for one in reopened(journal).recover()] == ["a"]
+
+
+def test_an_end_that_makes_no_sense_does_not_lose_the_request(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.accepted(job("a"))
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(b'{"entry":"finished","id":"a"}\n')
+    assert [one.id for one in reopened(journal).recover()] == ["a"]
+
+
+def test_what_could_not_be_written_is_not_found_by_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    journal.accepted(job("a"))
+
+    def fail(_: int) -> None:
+        raise OSError("input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", fail)
+        with pytest.raises(OSError, match="input/output"):
+            journal.accepted(job("b"))
+    journal.accepted(job("c"))
+    assert [one.id for one in reopened(journal).recover()] == ["a", "c"]
 
 
 def test_the_second_end_of_a_request_does_not_count(tmp_path: Path) -> None:

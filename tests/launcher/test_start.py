@@ -117,6 +117,10 @@ def damage(folder: Path, how: str) -> Path:
             (made / "model_index.json").write_text(json.dumps({"bert": 1}))
         case "no part":
             shutil.rmtree(made / "vae")
+        case "torn settings":
+            (made / "unet" / "config.json").write_text("{")
+        case "long name":
+            return Path("a" * 5000)
         case "only bin":
             (made / "unet" / "model.safetensors").rename(made / "unet" / "model.bin")
         case "cut short":
@@ -137,7 +141,9 @@ def damage(folder: Path, how: str) -> Path:
         ("no index", "has no model_index.json"),
         ("torn index", "cannot be read"),
         ("other index", "names no unet and vae"),
-        ("no part", "has no config.json"),
+        ("no part", "is missing although model_index.json names it"),
+        ("torn settings", "config.json cannot be read"),
+        ("long name", "cannot be read: File name too long"),
         ("only bin", "has no .safetensors weights"),
         ("cut short", "is damaged or incomplete"),
         ("git-lfs pointer", "is damaged or incomplete"),
@@ -150,6 +156,7 @@ def test_an_unreadable_model_folder_is_refused(
 ) -> None:
     one = Options(model=str(damage(tmp_path, how)), device="cpu", port=free_port())
     assert sentence in ended(capsys, one)
+    assert not (tmp_path / "data").exists()
 
 
 def test_an_id_that_cannot_be_fetched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

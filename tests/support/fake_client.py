@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from distri_engine.bands import check_bands, cut_rows
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
+from launcher.png import PICTURES
 from launcher.schema import Lane, ModelInfo, Record, Refused, Status, Update
 
 MODEL = ModelInfo(
@@ -122,7 +123,7 @@ class FakeClient:
             state=state,
             message="",
             ranks=self.ranks,
-            device=self.device,
+            device="" if self.loading else self.device,
             model=None if self.loading else self.model,
             queue=len(self._queue),
             restarts=0,
@@ -229,7 +230,8 @@ class FakeClient:
         self._set(id, state="decoding", message="Decoding the picture")
         denoise = time.perf_counter() - started
         time.sleep(3 * self.step_seconds)
-        path = self.folder / f"{id}.png"
+        path = self.folder / PICTURES / f"{id}.png"
+        path.parent.mkdir(exist_ok=True)
         picture.save(path)
         report = {
             "request": update.request,
