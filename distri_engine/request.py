@@ -49,7 +49,7 @@ class GenerationRequest:
             try:
                 text.encode()
             except UnicodeEncodeError:
-                raise ValueError(f"{name} holds bytes that are no text; give it in UTF-8") from None
+                raise ValueError(f"{name} holds half a character, which is no text; type it again") from None
             if len(text) > MAX_PROMPT:
                 raise ValueError(f"{name} has {len(text)} characters, the limit is {MAX_PROMPT}; shorten it")
         if not self.prompt.strip():

@@ -130,11 +130,6 @@ def check_against(request: GenerationRequest, config: DistriConfig, model: Model
     """Raise ValueError if this model on `ranks` ranks cannot make this (resolved) picture."""
     assert request.height is not None
     assert request.width is not None
-    for name in ("prompt", "negative_prompt"):
-        try:
-            getattr(request, name).encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"the {name} holds half a character (a lone surrogate); type it again") from None
     check_size("height", request.height, model.size_multiple)
     check_size("width", request.width, model.size_multiple)
     if (pixels := request.height * request.width) > model.max_pixels:

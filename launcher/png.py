@@ -1,5 +1,5 @@
-"""Pictures on disk: PNG files that carry their settings and appear whole or not at all. Which folder and name they get
-is the caller's business.
+"""Pictures on disk: PNG files that carry their settings and appear whole or not at all. Which name they get is the
+caller's business.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
+
+PICTURES = "pictures"  # in the data folder: where the page's pictures go, and all that it serves of that folder
 
 _SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm-solver": "DPM++ 2M"}
 

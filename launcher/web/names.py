@@ -29,7 +29,8 @@ def devices(ranks: int, device: str) -> str:
     device is known they are "2 ranks".
     """
     if device in ("", "CPU"):
-        return f"{ranks} {device} rank{'s' if ranks != 1 else ''}".replace("  ", " ")
+        kind = "CPU rank" if device else "rank"
+        return f"{ranks} {kind}{'s' if ranks != 1 else ''}"
     return f"{ranks} × {device}" if ranks != 1 else device
 
 

@@ -25,6 +25,7 @@ from distri_engine import DistriConfig, DistriSDXLPipeline, Engine, GenerationRe
         ({"prompt": "x", "scheduler": "heun"}, "unknown scheduler 'heun'; choose one of: ddim, euler, dpm-solver"),
         ({"prompt": "x", "images": 99}, "images 99 is out of range"),
         ({"prompt": None}, "prompt None is not text"),
+        ({"prompt": "a\ud800"}, "prompt holds half a character"),
     ],
 )
 def test_requests(fields: dict[str, Any], sentence: str) -> None:

@@ -108,7 +108,7 @@ def test_nothing_is_accepted_before_the_model_is_known(bench: Bench) -> None:
     [
         ({"height": 32}, "2 ranks cannot share 1 units of rows"),
         ({"height": 8192, "width": 8192}, "pixels, the limit is"),
-        ({"prompt": "\ud800"}, "half a character"),
+        ({"prompt": "\ud800"}, "prompt holds half a character"),
     ],
 )
 def test_what_cannot_work_here_is_refused_with_a_sentence(

@@ -63,7 +63,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--report", "/no/such/folder/x.json"], "the folder /no/such/folder does not exist"),
         (["--report", "/"], "/ is a folder"),
         (["--output", "a" * 5000], "cannot be written: File name too long"),
-        (["--prompt", "a\udcff"], "prompt holds bytes that are no text"),
+        (["--prompt", "a\udcff"], "prompt holds half a character"),
         (["--height", "tall"], "invalid int value: 'tall'"),
     ],
 )

@@ -28,12 +28,30 @@ def test_exactly_three_names(page_server: tuple[str, FakeClient]) -> None:
         info = json.load(answer)
     assert sorted(info["named_endpoints"]) == ["/compare", "/generate", "/status"]
     assert info["unnamed_endpoints"] == {}
-    parameters = {each["parameter_name"]: each for each in info["named_endpoints"]["/generate"]["parameters"]}
-    assert [name for name, each in parameters.items() if not each["parameter_has_default"]] == ["prompt"]
-    assert " ".join(parameters) == (
-        "prompt negative_prompt height width steps guidance_scale seed scheduler parallelism mode warmup_steps "
-        "split_scheme split_batch"
-    )
+
+
+@pytest.mark.parametrize(("name", "split_batch"), [("/generate", True), ("/compare", None)])
+def test_parameters_and_their_defaults(
+    page_server: tuple[str, FakeClient], name: str, split_batch: bool | None
+) -> None:
+    with urllib.request.urlopen(page_server[0] + "gradio_api/info") as answer:
+        prompt, *others = json.load(answer)["named_endpoints"][name]["parameters"]
+    assert (prompt["parameter_name"], prompt["parameter_has_default"]) == ("prompt", False)
+    assert all(each["parameter_has_default"] for each in others)
+    assert [(each["parameter_name"], each["parameter_default"]) for each in others] == [
+        ("negative_prompt", ""),
+        ("height", None),
+        ("width", None),
+        ("steps", 30),
+        ("guidance_scale", 5.0),
+        ("seed", None),
+        ("scheduler", "ddim"),
+        ("parallelism", "patch"),
+        ("mode", "corrected_async_gn"),
+        ("warmup_steps", 4),
+        ("split_scheme", "row"),
+        ("split_batch", split_batch),
+    ]
 
 
 @pytest.mark.parametrize("name", ["start", "follow", "stop", "open", "tick", "recall"])
@@ -42,14 +60,16 @@ def test_events_of_the_page_are_not_part_of_it(caller: Any, name: str) -> None:
         caller.predict(api_name=f"/{name}")
 
 
-def test_pictures_are_served_and_the_journal_is_not(page_server: tuple[str, FakeClient], fake: FakeClient) -> None:
+def test_pictures_are_served_and_nothing_beside_them(page_server: tuple[str, FakeClient], fake: FakeClient) -> None:
     url, _ = page_server
-    (fake.folder / "picture.png").write_bytes(b"picture")
-    (fake.folder / "journal.jsonl").write_text("everybody's prompts")
-    with urllib.request.urlopen(f"{url}gradio_api/file={fake.folder}/picture.png") as answer:
-        assert answer.read() == b"picture"
-    with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(f"{url}gradio_api/file={fake.folder}/journal.jsonl")
+    for name in ("pictures/picture.png", "journal.jsonl", ".huggingface/token", "other.png"):
+        (fake.folder / name).parent.mkdir(exist_ok=True)
+        (fake.folder / name).write_text(name)
+    with urllib.request.urlopen(f"{url}gradio_api/file={fake.folder}/pictures/picture.png") as answer:
+        assert answer.read() == b"pictures/picture.png"
+    for name in ("journal.jsonl", ".huggingface/token", "other.png", "pictures/../journal.jsonl"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"{url}gradio_api/file={fake.folder}/{name}")
 
 
 def test_generate_streams_and_ends_with_picture_and_report(caller: Any, fake: FakeClient) -> None:
@@ -73,6 +93,19 @@ def test_compare(caller: Any, fake: FakeClient) -> None:
     assert report["psnr"]["patch"] > report["psnr"]["naive_patch"]
     assert {request.seed for request, _ in fake.submitted} == {5}
     assert not any(config.split_batch for _, config in fake.submitted)  # two ranks: patches are what is compared
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "sentence"),
+    [
+        ("single", "parallelism 'single' is one of its baselines"),
+        ("magic", "Unknown parallelism 'magic'; choose one of"),
+    ],
+)
+def test_compare_refuses_another_method(caller: Any, fake: FakeClient, parallelism: str, sentence: str) -> None:
+    with pytest.raises(Exception, match=sentence):
+        caller.predict("a red house", parallelism=parallelism, api_name="/compare")
+    assert fake.submitted == []
 
 
 def test_status(caller: Any) -> None:

@@ -144,6 +144,7 @@ def test_control_enter_runs(visit: Visit) -> None:
         ("prompt", " ", "The prompt is empty"),
         ("steps", "9999", "Steps 9999 is out of range; give a number from 1 to 1000"),
         ("height", "1000", "Height 1000 is not a multiple of 32; nearest: 992 or 1024"),
+        ("width", "0", "Width 0 is not a positive multiple of 32"),
         ("width", "-64", "Width -64 is not a positive multiple of 32"),
         ("height", "32", "2 ranks cannot share 1 units of rows"),
     ],
@@ -194,12 +195,15 @@ def test_loading(visit: Visit, fake: FakeClient) -> None:
     visitor = visit()
     assert visitor.text(".df-message h2") == "Loading the model on every device"
     assert visitor.text("#generate") == "Loading model…"
+    assert visitor.text(".df-lane-name >> nth=1") == "rank 1"
+    assert "GPU" not in visitor.text("body")
     visitor.write("written while it loads")
     fake.loading = False
     visitor.page.wait_for_selector('.df-badge[data-state="ready"]')
     visitor.page.wait_for_function("!document.querySelector('#generate').disabled")
     assert visitor.text(".df-message h2") == "Ready when you are"
     assert visitor.page.input_value("#prompt textarea") == "written while it loads"
+    assert visitor.text(".df-lane-name >> nth=1") == "CPU rank 1"
 
 
 def test_two_visitors_and_leave(visit: Visit, fake: FakeClient) -> None:

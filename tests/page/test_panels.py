@@ -82,7 +82,10 @@ def test_cards_while_running(tmp_path: Path) -> None:
         ({}, "ready", "2 CPU ranks ready"),
         ({"ranks": 1}, "ready", "1 CPU rank ready"),
         ({"ranks": 4, "device": "NVIDIA H200"}, "ready", "4 × NVIDIA H200 ready"),
-        ({"state": "boot", "model": None}, "loading", "Loading the model on 2 CPU ranks"),
+        ({"state": "boot", "model": None, "device": ""}, "loading", "Loading the model on 2 ranks"),
+        ({"state": "boot", "model": None, "device": "", "ranks": 1}, "loading", "Loading the model on 1 rank"),
+        ({"state": "joining"}, "busy", "Generating"),
+        ({"state": "joining", "restarts": 1}, "busy", "Generating"),
         ({"state": "running", "queue": 3}, "busy", "Generating · 2 waiting"),
         ({"state": "rejoin"}, "lost", "Restarting the workers"),
         ({"state": "boot", "model": None, "restarts": 1}, "lost", "Restarting the workers"),
@@ -94,6 +97,16 @@ def test_header_is_honest(changes: dict[str, Any], state: str, badge: str) -> No
     assert (shown["state"], shown["badge"]) == (state, badge)
     if state == "dead":
         assert shown["notice"]["text"] == "no such folder"
+    assert (" × " in shown["devices"]) == (changes.get("device") != "")
+
+
+@pytest.mark.parametrize(
+    ("device", "names"),
+    [("", ["rank 0", "rank 1"]), ("CPU", ["CPU rank 0", "CPU rank 1"]), ("NVIDIA H200", ["GPU 0", "GPU 1"])],
+)
+def test_sleeping_lanes_are_called_what_they_are(device: str, names: list[str]) -> None:
+    resting = lanes.resting(dataclasses.replace(IDLE, device=device))
+    assert [lane["name"] for lane in resting["lanes"]] == names
 
 
 def _lane(rank: int, box: tuple[int, int, int, int] | None, branch: str = "both") -> Lane:
@@ -192,6 +205,12 @@ def test_plan() -> None:
     assert [config.parallelism for config in alone] == ["single"]
     first = settings.plan({**values, "parallelism": "single", "run": "+ Naive"}, IDLE)[1]
     assert [config.parallelism for config in first] == ["single", "naive_patch"]
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_size_of_zero_is_refused_not_replaced(side: str) -> None:
+    with pytest.raises(ValueError, match=f"{side} 0 is not a positive multiple of 32; the smallest is 32"):
+        settings.plan({**settings.DEFAULTS, "prompt": "x", side: 0}, IDLE)
 
 
 def test_settings_come_back() -> None:

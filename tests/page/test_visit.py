@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,51 @@ def test_unknown_requests_in_the_browser_are_forgotten(client: FakeClient) -> No
     frame, _ = Visits(client).arrive({"visitor": "v", "ids": ["gone", 7]}, {})
     assert frame["browser"] == {"visitor": "v", "ids": []}
     assert not frame["current"]["busy"]
+
+
+@pytest.mark.parametrize(
+    ("size", "filled"),
+    [
+        ((None, None, "1:1"), {"width": 256, "height": 256}),
+        ((None, None, "16:9"), {"width": 320, "height": 192}),  # chosen before the model was known
+        ((256, 192, "1:1"), {"aspect": "4:3"}),
+        ((512, None, "1:1"), {"height": 256, "aspect": None}),
+    ],
+)
+def test_only_a_missing_size_is_filled_in(client: FakeClient, size: tuple[Any, ...], filled: dict[str, Any]) -> None:
+    frame = Visits(client).tick(visit.NO_RUN, "loading", *size)
+    assert {name: frame[name] for name in ("width", "height", "aspect") if name in frame} == filled
+
+
+def test_devices_get_their_names_when_the_model_is_loaded(client: FakeClient) -> None:
+    visits = Visits(client)
+    client.loading = True
+    frame, _ = visits.arrive(WHO, {"width": "512"})
+    assert frame["lanes"]["lanes"][0]["name"] == "rank 0"
+    assert frame["width"] == 512
+    assert "lanes" not in visits.tick(visit.NO_RUN, "loading", 512, None, "1:1")
+    client.loading = False
+    frame = visits.tick(visit.NO_RUN, "loading", 512, None, "1:1")
+    assert frame["lanes"]["lanes"][0]["name"] == "CPU rank 0"
+    assert frame["top"]["badge"] == "2 CPU ranks ready"
+    assert "lanes" not in visits.tick(visit.NO_RUN, frame["mood"], 512, 256, "1:1")
+
+
+def test_lanes_of_a_run_that_outlasted_the_loading_stay(client: FakeClient) -> None:
+    visits = Visits(client)
+    run = visits.start(WHO, values(run="DistriFusion"))["current"]
+    frame = visits.tick(run, "loading", 256, 256, "1:1")
+    assert "lanes" not in frame
+    *_, last = visits.follow(run, WHO)
+    until(lambda: client.status().state == "idle", 5)
+    assert "lanes" not in visits.tick(last["current"], frame["mood"], 256, 256, "1:1")
+
+
+def test_stopped_runs_do_not_push_pictures_out_of_the_gallery(client: FakeClient) -> None:
+    visits = Visits(client)
+    *_, last = visits.follow(visits.start(WHO, values(run="DistriFusion"))["current"], WHO)
+    stopped = dataclasses.replace(client.history()[0], state="cancelled", picture=None, report=None)
+    client._records += [dataclasses.replace(stopped, id=f"stopped-{number}") for number in range(120)]
+    frame, _ = visits.arrive({"visitor": "v", "ids": []}, {})
+    assert frame["gallery"] == last["gallery"]
+    assert visits.recall(visit.NO_RUN, WHO, frame["gallery"]["tiles"][0]["id"])["prompt"] == "x"
