@@ -46,7 +46,9 @@ def test_a_picture_and_its_report(group: ToyGroup) -> None:
         report["seconds"]["total"], abs=1e-5
     )
     assert [(step["step"], len(step["ranks"])) for step in report["steps"]] == [(n, 2) for n in range(STEPS)]
-    assert Path(report["image"]).name == f"{update['id']}.png"
+    picture = Path(report["image"])
+    assert (picture.parent.name, picture.name) == ("pictures", f"{update['id']}.png")
+    assert picture.parent.stat().st_mode & 0o777 == 0o700
     assert [lane["box"] for lane in update["lanes"]] == [[0, 0, 64, 32], [0, 32, 64, 64]]
     assert update["preview"].startswith("data:image/jpeg;base64,")
     assert group.call("history", visitor="v")[0]["id"] == update["id"]

@@ -135,8 +135,9 @@ def test_unknown_requests_in_the_browser_are_forgotten(client: FakeClient) -> No
     ("size", "filled"),
     [
         ((None, None, "1:1"), {"width": 256, "height": 256}),
-        ((None, None, "16:9"), {"width": 320, "height": 192}),  # chosen before the model was known
-        ((256, 192, "1:1"), {"aspect": "4:3"}),
+        ((None, None, "16:9"), {"width": 352, "height": 192}),  # chosen before the model was known
+        ((288, 224, "1:1"), {"aspect": "4:3"}),  # typed, or from a link
+        ((512, 128, "1:1"), {"aspect": None}),
         ((512, None, "1:1"), {"height": 256, "aspect": None}),
     ],
 )
