@@ -10,6 +10,7 @@ section 4.1 and figure 4).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ from distri_engine.mesh import Axes, Mesh, Pending
 from distri_engine.step import Phase, StepClock
 
 
-class Slot:
+class Slot(ABC):
     """One layer's line to its peers: what this rank sends, and what arrived last."""
 
     fresh_in: frozenset[SyncMode]  # modes that wait for fresh values at every step
@@ -40,13 +41,13 @@ class Slot:
         """Whether this rank owns the whole picture, so that there is nobody to trade with."""
         return self.exchange.patches == 1
 
+    @abstractmethod
     def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
         """What of `payload` goes to whom: (patch indices, tensor) pairs."""
-        raise NotImplementedError("a slot says what it sends")
 
+    @abstractmethod
     def incoming(self, payload: torch.Tensor) -> dict[int, tuple[int, ...]]:
         """Patch indices of the peers that send to this rank, and the shape of what they send."""
-        raise NotImplementedError("a slot says what it receives")
 
     def update(self, payload: torch.Tensor) -> None:
         """Bring `received` to the state that this step's layer must see, and send `payload`."""
