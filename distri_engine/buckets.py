@@ -87,9 +87,9 @@ class Bucket:
             slot.received, slot.bucket = inbox, self
         return receives
 
-    def put(self, slot: Slot, payload: torch.Tensor) -> bool:
-        """Pack what `slot` sends of `payload`; True when the bucket is full."""
-        for view, (_, tensor) in zip(self._outbox[slot], slot.outgoing(payload), strict=True):
+    def put(self, slot: Slot, message: Sequence[torch.Tensor]) -> bool:
+        """Pack what `slot` sends, one tensor for each of its outgoing ones; True when the bucket is full."""
+        for view, tensor in zip(self._outbox[slot], message, strict=True):
             view.copy_(tensor)
         self._posted += 1
         return self._posted == len(self.parcels)

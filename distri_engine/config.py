@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ class SyncMode(StrEnum):
     SYNC_GN = "sync_gn"  # GroupNorm moments fresh, the rest displaced
     STALE_GN = "stale_gn"  # own moments fresh, the peers' from the previous step
     CORRECTED_ASYNC_GN = "corrected_async_gn"  # previous global moments + (own fresh - own previous)
+    EXTRAPOLATED = "extrapolated"  # peers' values as their senders foresaw them one step ago (ours, not the paper's)
     SEPARATE_GN = "separate_gn"  # own moments only
     NO_SYNC = "no_sync"  # nothing is exchanged after warm-up: the upper bound on speed
 
@@ -84,6 +85,30 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
+def check_number(name: str, value: Any, low: float, high: float) -> float:
+    """Return `value` as a float if it is a number in [low, high], else raise ValueError saying so."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"{name} {value!r} is not a number; give one from {low:g} to {high:g}")
+    if not low <= value <= high:  # NaN is not, either
+        raise ValueError(f"{name} {value:g} is out of range; give a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def check_extrapolation(value: Any) -> tuple[float, float, float]:
+    """Return `value`, one factor or (keys and values, halos, GroupNorm moments), as three; ValueError otherwise."""
+    factors = tuple(value) if isinstance(value, (list, tuple)) else (value,) * 3
+    if len(factors) != 3:
+        raise ValueError(
+            f"extrapolation {value!r} has {len(factors)} factors; "
+            "give one, or three: for keys and values, halos, GroupNorm moments"
+        )
+    keys_values, halos, moments = (check_number("extrapolation", factor, 0, 2) for factor in factors)
+    return keys_values, halos, moments
+
+
+AUTO: Literal["auto"] = "auto"  # warmup_steps that end by themselves
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistriConfig:
     """How a picture is parallelised. Accepts the original DistriFusion's names; starts no process group.
@@ -95,9 +120,14 @@ class DistriConfig:
     width: int = 1024  # default picture width in pixels; a call may pass another
     do_classifier_free_guidance: bool = True  # two UNet branches a step: unconditional and conditional
     split_batch: bool = True  # with guidance and an even number of ranks, half of them take each branch
-    warmup_steps: int = 4  # steps 0..warmup_steps are synchronous, the next one is the first stale one
+    # Steps 0..warmup_steps are synchronous, the next one is the first stale one. "auto": the warm-up ends after the
+    # first step whose keys and values differ from the previous step's by at most `warmup_threshold`.
+    warmup_steps: int | Literal["auto"] = 4
+    warmup_threshold: float = 0.1  # relative L2 difference, mean over layers and ranks
     comm_checkpoint: int = 60  # payloads of this many layers travel together, asynchronously
     mode: SyncMode = SyncMode.CORRECTED_ASYNC_GN  # what is fresh and what is stale after warm-up
+    # Mode extrapolated sends x(t) + a (x(t) - x(t-1)); a for all, or for (keys and values, halos, GroupNorm moments).
+    extrapolation: float | tuple[float, float, float] = 0.5
     use_cuda_graph: bool = True  # the original's name, accepted; steps run eagerly on every device
     parallelism: Parallelism = Parallelism.PATCH  # which system makes the picture
     split_scheme: SplitScheme = SplitScheme.ROW  # how naive patches cut the picture
@@ -107,11 +137,17 @@ class DistriConfig:
     def __post_init__(self) -> None:
         check_size("height", self.height)
         check_size("width", self.width)
-        check_int("warmup_steps", self.warmup_steps, 0, 1000)
+        # A frozen dataclass is written through object.
+        if self.warmup_steps != AUTO:
+            if isinstance(self.warmup_steps, str):
+                raise ValueError(f'warmup_steps {self.warmup_steps!r} is not a number of steps; give one, or "auto"')
+            check_int("warmup_steps", self.warmup_steps, 0, 1000)
+        object.__setattr__(self, "warmup_threshold", check_number("warmup_threshold", self.warmup_threshold, 0, 10))
+        object.__setattr__(self, "extrapolation", check_extrapolation(self.extrapolation))
         check_int("comm_checkpoint", self.comm_checkpoint, 1, 100_000)
         for name in ("do_classifier_free_guidance", "split_batch", "use_cuda_graph", "bessel_correction", "verbose"):
             check_bool(name, getattr(self, name))
-        # Strings are welcome where an enum stands; a frozen dataclass is written through object.
+        # Strings are welcome where an enum stands.
         object.__setattr__(self, "mode", check_choice("mode", self.mode, SyncMode))
         object.__setattr__(self, "parallelism", check_choice("parallelism", self.parallelism, Parallelism))
         object.__setattr__(self, "split_scheme", check_choice("split_scheme", self.split_scheme, SplitScheme))

@@ -5,11 +5,14 @@ per patched layer. Whether a value is fresh or one step old is decided here and 
 Life of a step. SYNC: every slot swaps its payload with its peers and waits, inside the layer. STALE: a slot first
 joins the message that was started one step earlier, hands out what it brought, and posts its own payload;
 `comm_checkpoint` posted payloads leave together, asynchronously, while the layers go on computing (DistriFusion,
-section 4.1 and figure 4).
+section 4.1 and figure 4). In mode extrapolated a slot posts not its payload but what it foresees for the next step,
+from this step's payload and the one before; so the last synchronous step's foresight leaves when the first stale step
+begins.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar
@@ -18,7 +21,7 @@ import torch
 
 from distri_engine.bands import Box
 from distri_engine.buckets import Bucket, Parcel, pack
-from distri_engine.config import DistriConfig, SyncMode
+from distri_engine.config import DistriConfig, SyncMode, check_extrapolation
 from distri_engine.errors import ModelError
 from distri_engine.mesh import Axes, Mesh, Pending
 from distri_engine.step import Phase, StepClock
@@ -30,9 +33,12 @@ class Slot(ABC):
     fresh_in: frozenset[SyncMode]  # modes that wait for fresh values at every step
     silent_in: frozenset[SyncMode] = frozenset({SyncMode.NO_SYNC})  # modes that send nothing after warm-up
     to_everybody = True  # whether all peers get the same payload
+    kind: int  # place of this kind of slot in DistriConfig.extrapolation
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
+        self.sent: list[torch.Tensor] = []  # what this rank had to send in the previous step, where that is needed
+        self.ahead: list[torch.Tensor] = []  # what it foresaw in a synchronous step
         self.received: dict[int, torch.Tensor] = {}  # patch index of the peer -> its payload, on the wire's device
         self.bucket: Bucket | None = None  # the message that this slot's payload shares in stale steps
 
@@ -55,7 +61,21 @@ class Slot(ABC):
         if exchange.clock.step.phase is Phase.SYNC or mode in self.fresh_in:
             self._swap_now(payload)
         elif mode is not SyncMode.NO_SYNC:  # which leaves `received` frozen as the last synchronous step left it
-            exchange.post(self, payload)
+            exchange.post(self, self.message(payload))
+
+    def message(self, payload: torch.Tensor) -> list[torch.Tensor]:
+        """What a peer is to use in the next step: the outgoing tensors of `payload`, extrapolated if the mode says so.
+
+        With x(t) of this step and x(t-1) of the previous one: x(t) + a (x(t) - x(t-1)).
+        """
+        tensors = [tensor for _, tensor in self.outgoing(payload)]
+        if self.exchange.config.mode is not SyncMode.EXTRAPOLATED:
+            return tensors
+        previous, self.sent = self.sent, [tensor.clone() for tensor in tensors]
+        if not previous:  # the first step of a picture
+            return tensors
+        reach = self.exchange.reach[self.kind]
+        return [torch.lerp(old, new, 1 + reach) for old, new in zip(previous, tensors, strict=True)]
 
     def _swap_now(self, payload: torch.Tensor) -> None:
         exchange = self.exchange
@@ -78,6 +98,7 @@ class Slot(ABC):
 class HaloSlot(Slot):
     """Rows next to this rank's band, from its neighbours only."""
 
+    kind = 1
     fresh_in = frozenset({SyncMode.FULL_SYNC})
     to_everybody = False
 
@@ -120,6 +141,7 @@ class HaloSlot(Slot):
 class GatherSlot(Slot):
     """Keys or values of the whole picture, own rows always fresh."""
 
+    kind = 0
     fresh_in = frozenset({SyncMode.FULL_SYNC})
 
     def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
@@ -142,6 +164,7 @@ class GatherSlot(Slot):
 class StatsSlot(Slot):
     """GroupNorm moments of the whole picture, combined as the mode says (DistriFusion, section 4.2)."""
 
+    kind = 2
     fresh_in = frozenset({SyncMode.FULL_SYNC, SyncMode.SYNC_GN})
     silent_in = frozenset({SyncMode.SEPARATE_GN, SyncMode.NO_SYNC})
 
@@ -198,12 +221,14 @@ class Exchange:
         self.box = Box(0, 0, 0, 0)  # this rank's band
         self.rows: tuple[int, ...] = (1,)  # rows of every band
         self.weights: tuple[float, ...] = (1.0,)  # share of every band
+        self.reach: tuple[float, float, float] = (0.0, 0.0, 0.0)  # extrapolation factors, by kind of slot
         self._slots: list[Slot] = []
         self._parcels: list[
             Parcel
         ] = []  # what a synchronous step sent, in order: the plan of the stale steps' messages
         self._buckets: list[Bucket] = []
         self._full: Bucket | None = None  # a bucket that waits for the next layer before it leaves
+        self._changes: list[torch.Tensor] = []  # relative change of what was sent, for an adaptive warm-up
 
     def halo(self, above: int, below: int) -> HaloSlot:
         """A slot for `above` and `below` neighbouring rows."""
@@ -226,7 +251,7 @@ class Exchange:
         self.drain()
         if axes != self.axes or tuple(box.rows for box in boxes) != self.rows:
             self.forget()
-        self.config, self.axes = config, axes
+        self.config, self.axes, self.reach = config, axes, check_extrapolation(config.extrapolation)
         self.patch, self.patches = axes.patch, axes.patch_size
         self.peers = tuple(patch for patch in range(self.patches) if patch != self.patch)
         self.box = boxes[self.patch]
@@ -237,8 +262,14 @@ class Exchange:
         """Before the first layer of a step."""
         if self.clock.step.phase is Phase.SYNC:
             self._parcels = []
+            self._changes = []
         elif self._parcels:
             self._lay_out()
+            self._changes = []
+            if self.config.mode is not SyncMode.EXTRAPOLATED:
+                self._forget_sent()
+            elif self.clock.step.index > 1:  # two steps are behind us: something was foreseen
+                self._send_ahead()
 
     def finish_step(self) -> None:
         """After the last layer: a message that is still waiting leaves now and travels while the scheduler works."""
@@ -249,10 +280,16 @@ class Exchange:
         self._launch_full()
         for bucket in self._buckets:
             bucket.join()
+        self._forget_sent()  # the next picture has no previous step
+
+    def _forget_sent(self) -> None:
+        for slot in self._slots:
+            slot.sent, slot.ahead = [], []
 
     def forget(self) -> None:
         """Free all buffers: the next picture has another shape, or the mesh is gone."""
         self._buckets, self._parcels, self._full = [], [], None
+        self._forget_sent()
         for slot in self._slots:
             slot.received, slot.bucket = {}, None
 
@@ -281,19 +318,43 @@ class Exchange:
         )
 
     def note(self, slot: Slot, payload: torch.Tensor) -> None:
-        """Remember in the last synchronous step what `slot` will send in stale ones."""
-        if self.clock.last_sync and self.config.mode not in slot.fresh_in | slot.silent_in:
+        """Remember in a synchronous step what `slot` needs to know if the next one is stale."""
+        if self.config.mode in slot.fresh_in | slot.silent_in:
+            return
+        if self.clock.stale_may_follow:
             self._parcels.append(Parcel.of(slot, payload))
+        if self.clock.adaptive and isinstance(slot, GatherSlot):
+            if slot.sent:
+                self._changes.append(relative_change(slot.sent[0], payload))
+            slot.sent = [payload.clone()] if self.config.mode is not SyncMode.EXTRAPOLATED else slot.sent
+        if self.config.mode is SyncMode.EXTRAPOLATED:
+            slot.ahead = slot.message(payload)
 
-    def post(self, slot: Slot, payload: torch.Tensor) -> None:
-        """Join the message that brought `slot.received`, and put `payload` into the next one."""
+    def change(self) -> float:
+        """Relative change of this rank's keys and values since the previous step, mean over layers; 0 if it has no
+        peers to tell them to, infinite if there was no previous step.
+        """
+        if not self._changes:
+            return 0.0 if self.patches == 1 and self.clock.step.index else math.inf
+        return float(torch.stack(self._changes).mean())
+
+    def post(self, slot: Slot, message: list[torch.Tensor]) -> None:
+        """Join the message that brought `slot.received`, and put `message` into the next one."""
         self._launch_full()
         assert slot.bucket is not None, "a slot trades in synchronous steps first"
         slot.bucket.join()
-        if slot.bucket.put(slot, payload):
+        if slot.bucket.put(slot, message):
             # Not before the next layer asks: the layer that filled the bucket is about to read what the previous
             # message brought, and the new one arrives in the same place.
             self._full = slot.bucket
+
+    def _send_ahead(self) -> None:
+        """Start the messages that carry what the last synchronous step foresaw for this one."""
+        for bucket in self._buckets:
+            for parcel in bucket.parcels:
+                bucket.put(parcel.slot, parcel.slot.ahead)
+                parcel.slot.ahead = []
+            bucket.launch(self.swap)
 
     def _launch_full(self) -> None:
         if self._full is not None:
@@ -306,3 +367,9 @@ class Exchange:
         self._parcels = []
         if [bucket.parcels for bucket in self._buckets] != groups:
             self._buckets = [Bucket(parcels, self.empty) for parcels in groups]
+
+
+def relative_change(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """|new - old| / |new|, L2 norms in float32; 0 where both are zero."""
+    new = new.float()
+    return torch.nan_to_num((new - old.float()).norm() / new.norm())

@@ -28,20 +28,26 @@ class StepClock:
 
     def __init__(self) -> None:
         self.picture = 0  # how many pictures have begun; caches that live for one picture compare it
+        self.adaptive = False  # whether the warm-up goes on until somebody calls `settle`
         self._next = 0
         self._warmup_steps: int | None = None
         self.step = Step(0, Phase.SYNC)
 
-    def begin(self, warmup_steps: int | None) -> None:
-        """Rewind: the next `tick` is step 0 of a new picture. None: no step of it is ever stale."""
+    def begin(self, warmup_steps: int | None, *, adaptive: bool = False) -> None:
+        """Rewind: the next `tick` is step 0 of a new picture. None: no step of it is stale, unless `adaptive`."""
         self.picture += 1
+        self.adaptive = adaptive
         self._next = 0
-        self._warmup_steps = warmup_steps
+        self._warmup_steps = None if adaptive else warmup_steps
 
     @property
-    def last_sync(self) -> bool:
-        """Whether the step after this one is the first stale one."""
-        return self.step.index == self._warmup_steps
+    def stale_may_follow(self) -> bool:
+        """Whether this step is synchronous and the one after it may be the first stale one."""
+        return self.step.phase is Phase.SYNC and (self.adaptive or self.step.index == self._warmup_steps)
+
+    def settle(self) -> None:
+        """End an adaptive warm-up: the next step is stale."""
+        self._warmup_steps = self.step.index
 
     def tick(self) -> Step:
         """Enter the next step and return it."""

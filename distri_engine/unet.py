@@ -5,6 +5,7 @@ architecture of this engine in five verbs: take, cut, run, assemble, join.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -13,13 +14,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from distri_engine.bands import Box
-from distri_engine.config import DistriConfig, SyncMode
+from distri_engine.config import AUTO, DistriConfig, SyncMode
 from distri_engine.errors import UnsupportedError
 from distri_engine.exchange import Exchange
 from distri_engine.mesh import Axes, Mesh
 from distri_engine.methods import METHODS, Method
 from distri_engine.plan import PlanReport, apply_plan, check_supported, follow, share, structure
-from distri_engine.step import StepClock
+from distri_engine.step import Phase, StepClock
 
 _WHOLE_PICTURE_ARGUMENTS = (
     "down_block_additional_residuals",
@@ -62,7 +63,13 @@ class ParallelUNet(nn.Module):
         )
         self._size: tuple[int, ...] | None = None  # of the latents, known at the first step
         always_fresh = not self.method.rules or self.parallel_config.mode is SyncMode.FULL_SYNC
-        self.clock.begin(None if always_fresh else self.parallel_config.warmup_steps)
+        warmup = self.parallel_config.warmup_steps
+        if always_fresh:
+            self.clock.begin(None)
+        elif warmup == AUTO:
+            self.clock.begin(None, adaptive=True)
+        else:
+            self.clock.begin(warmup)
 
     def end(self) -> None:
         """End of a picture: waits for messages still in flight. Every rank must get here after the same step."""
@@ -153,13 +160,21 @@ class ParallelUNet(nn.Module):
         """output: [b, C, rows, columns] of this rank -> the outputs of all ranks, by rank."""
         if self.method.alone or self.mesh.size == 1:
             return {self.mesh.rank: output}
-        mine = output.to(self.mesh.wire_device).contiguous()
+        # In an adaptive warm-up a number rides along, so that all ranks end it after the same step.
+        warming = self.clock.adaptive and self.clock.step.phase is Phase.SYNC
+        riders = output.new_tensor([self._exchange.change()] if warming else [])
+        mine = torch.cat([output.flatten(), riders]).to(self.mesh.wire_device)
         peers = [rank for rank in range(self.mesh.size) if rank != self.mesh.rank]
-        pieces = {
-            rank: mine.new_empty(*output.shape[:2], boxes[rank % len(boxes)].rows, boxes[rank % len(boxes)].cols)
-            for rank in peers
+        shapes = {
+            rank: (*output.shape[:2], boxes[rank % len(boxes)].rows, boxes[rank % len(boxes)].cols) for rank in peers
         }
-        self.mesh.swap(dict.fromkeys(peers, mine), pieces).wait()
+        messages = {rank: mine.new_empty(prod(shape) + len(riders)) for rank, shape in shapes.items()}
+        self.mesh.swap(dict.fromkeys(peers, mine), messages).wait()
+        if warming:
+            changes = torch.stack([messages.get(rank, mine)[-1] for rank in range(self.mesh.size)])
+            if float(changes.double().mean()) <= self.parallel_config.warmup_threshold:
+                self.clock.settle()
+        pieces = {rank: message[: prod(shapes[rank])].view(shapes[rank]) for rank, message in messages.items()}
         pieces[self.mesh.rank] = output
         return pieces
 

@@ -12,7 +12,7 @@ from tests.support.gang import run_on_ranks
 from tests.support.models import relative, sdxl_inputs, tiny_sd15_unet, tiny_sdxl_unet
 from tests.support.reference import reference_steps
 
-MODES = ("full_sync", "sync_gn", "stale_gn", "corrected_async_gn", "separate_gn", "no_sync")
+MODES = ("full_sync", "sync_gn", "stale_gn", "corrected_async_gn", "separate_gn", "no_sync", "extrapolated")
 WARMUP, STEPS = 1, 5
 
 
@@ -40,7 +40,7 @@ def predict(height: int, width: int, configs: list[dict[str, Any]]) -> list[list
     return results
 
 
-MANY = ("full_sync", "corrected_async_gn")  # on many ranks, two modes will do
+MANY = ("full_sync", "corrected_async_gn", "extrapolated")  # on many ranks, these modes will do
 
 
 @pytest.mark.parametrize(
@@ -49,17 +49,18 @@ MANY = ("full_sync", "corrected_async_gn")  # on many ranks, two modes will do
 )
 def test_every_mode_is_the_papers_arithmetic(world: int, height: int, width: int, modes: tuple[str, ...]) -> None:
     configs: list[dict[str, Any]] = [
-        {"mode": mode, "bessel_correction": bessel, "split_batch": False, "comm_checkpoint": size}
+        {"mode": mode, "bessel_correction": bessel, "split_batch": False, "comm_checkpoint": size, "extrapolation": a}
         for mode in modes
-        for bessel, size in ((True, 60), (False, 7))
+        for bessel, size, a in ((True, 60, (0.5, 0.5, 0.5)), (False, 7, (1.0, 0.3, 0.0)))
     ]
     per_rank = run_on_ranks(world, predict, height, width, configs)
     unet = tiny_sdxl_unet()
     rows = [4 * share for share in split_units(height // 4, world)]
     for index, config in enumerate(configs):
         expected = reference_steps(
-            unet, rows, steps_of(height, width), mode=config["mode"], warmup=WARMUP, bessel=config["bessel_correction"]
-        )
+            unet, rows, steps_of(height, width), mode=config["mode"], warmup=WARMUP, bessel=config["bessel_correction"],
+            reach=config["extrapolation"],
+        )  # fmt: skip
         for step, reference in enumerate(expected):
             for rank, results in enumerate(per_rank):
                 assert relative(results[index][step], reference) < 5e-6, (config, step, rank)
@@ -96,7 +97,7 @@ def repeat_inputs(modes: list[str]) -> list[torch.Tensor]:
 
 
 def test_stale_equals_fresh_when_the_input_repeats() -> None:
-    modes = ["sync_gn", "stale_gn", "corrected_async_gn"]
+    modes = ["sync_gn", "stale_gn", "corrected_async_gn", "extrapolated"]
     unet = tiny_sdxl_unet()
     with torch.no_grad():
         plain = unet(**sdxl_inputs(2, 24, 16), timestep=500).sample

@@ -35,12 +35,22 @@ class _Rank:
     """One rank's patched UNet. Remembers, for every layer, what all ranks had in the previous step."""
 
     def __init__(
-        self, unet: nn.Module, rank: int, rows: list[int], threads: _Threads, mode: str, warmup: int, bessel: bool
+        self,
+        unet: nn.Module,
+        rank: int,
+        rows: list[int],
+        threads: _Threads,
+        mode: str,
+        warmup: int,
+        bessel: bool,
+        reach: dict[str, float],
     ) -> None:
         self.rank, self.rows, self.threads = rank, rows, threads
         self.mode, self.warmup, self.bessel = mode, warmup, bessel
         self.step = -1
         self.old: dict[str, list[torch.Tensor]] = {}
+        self.own: dict[str, torch.Tensor] = {}
+        self.reach = reach
         self.tree = copy.deepcopy(unet)
         for path, module in list(self.tree.named_modules()):
             if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
@@ -65,10 +75,20 @@ class _Rank:
         if fresh or self.warm:
             seen = self.threads.gather(self.rank, value)
             self.old[path] = seen
+            if self.mode == "extrapolated":
+                self.old[path] = self.threads.gather(self.rank, self._foresee(path, value))
             return seen
         seen = list(self.old[path])
         seen[self.rank] = value
         return seen
+
+    def _foresee(self, path: str, value: torch.Tensor) -> torch.Tensor:
+        """x(t) + a (x(t) - x(t-1)), the whole band's."""
+        if self.mode != "extrapolated":
+            return value
+        previous, self.own[path] = self.own.get(path, value), value
+        kind = "stats" if "norm" in path else "gather" if path.endswith(("to_k", "to_v")) else "halo"
+        return value + self.reach[kind] * (value - previous)
 
     def after_step(self) -> None:
         """Deliver what was sent during a stale step."""
@@ -90,7 +110,7 @@ class _Rank:
     def _conv(self, path: str, conv: nn.Conv2d, plain: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
         seen = self._peers(path, x, self.mode == "full_sync")
         if not self.warm:
-            self._sent[path] = x
+            self._sent[path] = self._foresee(path, x)
         top = sum(part.shape[2] for part in seen[: self.rank]) // conv.stride[0]
         return plain(torch.cat(seen, dim=2))[:, :, top : top + x.shape[2] // conv.stride[0]]
 
@@ -98,7 +118,7 @@ class _Rank:
         value = plain(x)
         seen = self._peers(path, value, self.mode == "full_sync")
         if not self.warm:
-            self._sent[path] = value
+            self._sent[path] = self._foresee(path, value)
         return torch.cat(seen, dim=1)
 
     def _norm(self, path: str, norm: nn.GroupNorm, plain: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
@@ -112,8 +132,11 @@ class _Rank:
             return sum(weight * part for weight, part in zip(share, parts, strict=True))  # type: ignore[return-value]
 
         if self.warm or self.mode in ("full_sync", "sync_gn"):
-            self.old[path] = self.threads.gather(self.rank, own)
-            total = average(self.old[path])
+            seen = self.threads.gather(self.rank, own)
+            total = average(seen)
+            self.old[path] = seen
+            if self.mode == "extrapolated":
+                self.old[path] = self.threads.gather(self.rank, self._foresee(path, own))
         elif self.mode == "corrected_async_gn":
             total = average(self.old[path]) + own - self.old[path][self.rank]
             self._sent[path] = own
@@ -121,7 +144,7 @@ class _Rank:
             seen = list(self.old[path])
             seen[self.rank] = own
             total = average(seen)
-            self._sent[path] = own
+            self._sent[path] = self._foresee(path, own)
         variance = total[1] - total[0] ** 2
         variance = torch.where(variance < 0, own[1] - own[0] ** 2, variance)
         if self.bessel:
@@ -132,11 +155,19 @@ class _Rank:
 
 
 def reference_steps(
-    unet: nn.Module, rows: list[int], steps: list[dict[str, Any]], *, mode: str, warmup: int, bessel: bool
+    unet: nn.Module,
+    rows: list[int],
+    steps: list[dict[str, Any]],
+    *,
+    mode: str,
+    warmup: int,
+    bessel: bool,
+    reach: tuple[float, float, float] = (0.5, 0.5, 0.5),
 ) -> list[torch.Tensor]:
     """The UNet's output at every step, assembled from len(rows) simulated ranks with bands of `rows` latent rows."""
     threads = _Threads(len(rows))
-    ranks = [_Rank(unet, rank, rows, threads, mode, warmup, bessel) for rank in range(len(rows))]
+    kinds = dict(zip(("gather", "halo", "stats"), reach, strict=True))
+    ranks = [_Rank(unet, rank, rows, threads, mode, warmup, bessel, kinds) for rank in range(len(rows))]
     outputs: list[list[torch.Tensor]] = [[] for _ in rows]
     errors: list[BaseException] = []
 
