@@ -218,14 +218,13 @@ class Exchange:
         self.axes = Axes(rank=0, cfg_size=1, patch_size=1)
         self.patch, self.patches = 0, 1  # index of this rank on the patch axis, and the axis's length
         self.peers: tuple[int, ...] = ()  # the other patch indices of this guidance branch
+        self._boxes: tuple[Box, ...] = ()
         self.box = Box(0, 0, 0, 0)  # this rank's band
         self.rows: tuple[int, ...] = (1,)  # rows of every band
         self.weights: tuple[float, ...] = (1.0,)  # share of every band
         self.reach: tuple[float, float, float] = (0.0, 0.0, 0.0)  # extrapolation factors, by kind of slot
         self._slots: list[Slot] = []
-        self._parcels: list[
-            Parcel
-        ] = []  # what a synchronous step sent, in order: the plan of the stale steps' messages
+        self._parcels: list[Parcel] = []  # what a synchronous step sent, in order: so stale steps will pack it
         self._buckets: list[Bucket] = []
         self._full: Bucket | None = None  # a bucket that waits for the next layer before it leaves
         self._changes: list[torch.Tensor] = []  # relative change of what was sent, for an adaptive warm-up
@@ -249,8 +248,10 @@ class Exchange:
     def begin(self, config: DistriConfig, axes: Axes, boxes: Sequence[Box]) -> None:
         """A new picture, cut into `boxes`, one a patch index. Buffers of the previous one serve again if they fit."""
         self.drain()
-        if axes != self.axes or tuple(box.rows for box in boxes) != self.rows:
+        if axes != self.axes or tuple(boxes) != self._boxes:
             self.forget()
+            self.mesh.trim()
+        self._boxes = tuple(boxes)
         self.config, self.axes, self.reach = config, axes, check_extrapolation(config.extrapolation)
         self.patch, self.patches = axes.patch, axes.patch_size
         self.peers = tuple(patch for patch in range(self.patches) if patch != self.patch)
@@ -301,7 +302,9 @@ class Exchange:
 
     def drop_buckets(self) -> None:
         """The messages of stale steps no longer fit the slots; the next stale step lays them out anew."""
-        self._buckets = []
+        if self._buckets:
+            self._buckets = []
+            self.mesh.trim()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised buffer where messages are made."""

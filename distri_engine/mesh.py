@@ -166,6 +166,11 @@ class Mesh:
         ops += [dist.P2POp(dist.isend, tensor, peer, tag=self._tag) for peer, tensor in sends.items()]
         return Pending([work.wait for work in dist.batch_isend_irecv(ops)], self.meter)
 
+    def trim(self) -> None:
+        """Give back the transport's memory: the next messages will have other sizes."""
+        if self._links is not None:
+            self._links.trim()
+
     def refuse(self, reason: str) -> None:
         """On rank 0, in place of `broadcast`: what was to be broadcast could not be made. The others raise `reason`."""
         if self.size > 1:

@@ -4,12 +4,13 @@ and a dead peer is noticed at once. What is sent, and when, is decided in mesh.p
 
 Protocol, for each pair of ranks and each direction: one arena of anonymous memory (memfd), whose descriptor the peer
 gets when they meet; DATA(tag, place) after the bytes are in the arena; FREE(place) after the receiver has copied them
-out. The arena is sparse: pages exist once they are written. It has no name, and nothing is left behind by a killed
-process.
+out. The arena is sparse: pages exist once they are written, and go back to the system by `trim`. It has no name, and
+nothing is left behind by a killed process.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import socket
@@ -30,14 +31,15 @@ _READ = 64 * 1024  # bytes of tokens at a time
 _INT = struct.Struct("i")
 
 
-def _map(descriptor: int) -> torch.Tensor:
-    """The pages behind `descriptor`, which is closed: [_ARENA], uint8."""
+def _map(descriptor: int) -> tuple[mmap.mmap, torch.Tensor]:
+    """The pages behind `descriptor`, which is closed, and the same as a tensor: [_ARENA], uint8."""
     try:
-        # Not an inference tensor, whoever asks: pictures in and out of inference mode share it.
-        with torch.inference_mode(False):
-            return torch.from_file(f"/proc/self/fd/{descriptor}", shared=True, size=_ARENA, dtype=torch.uint8)
+        pages = mmap.mmap(descriptor, _ARENA)
     finally:
         os.close(descriptor)
+    # Not an inference tensor, whoever asks: pictures in and out of inference mode share it.
+    with torch.inference_mode(False):
+        return pages, torch.frombuffer(pages, dtype=torch.uint8)
 
 
 class _Link:
@@ -49,11 +51,11 @@ class _Link:
         descriptor = os.memfd_create("distri", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, _ARENA)
         socket.send_fds(sock, [b"a"], [descriptor])
-        self._out = _map(descriptor)
+        self._out_pages, self._out = _map(descriptor)
         _, descriptors, _, _ = socket.recv_fds(sock, 1, 1)
         if not descriptors:
             raise OSError(f"rank {rank} hung up")
-        self._in = _map(descriptors[0])
+        _, self._in = _map(descriptors[0])
         self._used = 0  # bytes of `_out` that have been given out once
         self._free: dict[int, list[int]] = {}  # size -> offsets to give out again
         self._sizes: dict[int, int] = {}  # offset -> size
@@ -79,6 +81,13 @@ class _Link:
             raise MeshError(f"messages to rank {self.rank} exceed {_ARENA >> 30} GiB; use a smaller size or more ranks")
         self._sizes[offset] = size
         return offset
+
+    def trim(self) -> None:
+        """Give the memory of all places that the peer has read back to the system; they stay usable."""
+        self._read(blocking=False)
+        for size, offsets in self._free.items():
+            for offset in offsets:
+                self._out_pages.madvise(mmap.MADV_REMOVE, offset, size)
 
     def receive(self, tag: int, into: torch.Tensor) -> None:
         """Wait for message `tag` and copy it to `into` (contiguous, CPU)."""
@@ -171,6 +180,11 @@ class HostLinks:
     def receive(self, tag: int, peer: int, into: torch.Tensor) -> None:
         """Wait for message `tag` of `peer`. Raises MeshError if it is gone."""
         self._links[peer].receive(tag, into)
+
+    def trim(self) -> None:
+        """Give back the memory of all messages that have been read."""
+        for link in self._links.values():
+            link.trim()
 
     def close(self) -> None:
         """Hang up on everybody."""
