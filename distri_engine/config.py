@@ -126,8 +126,9 @@ class DistriConfig:
     warmup_threshold: float = 0.1  # relative L2 difference, mean over layers and ranks
     comm_checkpoint: int = 60  # payloads of this many layers travel together, asynchronously
     mode: SyncMode = SyncMode.CORRECTED_ASYNC_GN  # what is fresh and what is stale after warm-up
-    # Mode extrapolated sends x(t) + a (x(t) - x(t-1)); a for all, or for (keys and values, halos, GroupNorm moments).
-    extrapolation: float | tuple[float, float, float] = 0.5
+    # Mode extrapolated sends x(t) + a (d(t) + m d(t-1)) in place of x(t), with d(t) = x(t) - x(t-1).
+    extrapolation: float | tuple[float, float, float] = 0.5  # a: for all, or (keys and values, halos, moments)
+    extrapolation_memory: float = 0.5  # m: how much the step before counts; 0 needs half the memory for the past
     use_cuda_graph: bool = True  # the original's name, accepted; steps run eagerly on every device
     parallelism: Parallelism = Parallelism.PATCH  # which system makes the picture
     split_scheme: SplitScheme = SplitScheme.ROW  # how naive patches cut the picture
@@ -144,6 +145,8 @@ class DistriConfig:
             check_int("warmup_steps", self.warmup_steps, 0, 1000)
         object.__setattr__(self, "warmup_threshold", check_number("warmup_threshold", self.warmup_threshold, 0, 10))
         object.__setattr__(self, "extrapolation", check_extrapolation(self.extrapolation))
+        memory = check_number("extrapolation_memory", self.extrapolation_memory, 0, 1)
+        object.__setattr__(self, "extrapolation_memory", memory)
         check_int("comm_checkpoint", self.comm_checkpoint, 1, 100_000)
         for name in ("do_classifier_free_guidance", "split_batch", "use_cuda_graph", "bessel_correction", "verbose"):
             check_bool(name, getattr(self, name))

@@ -38,6 +38,7 @@ class Slot(ABC):
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.sent: list[torch.Tensor] = []  # what this rank had to send in the previous step, where that is needed
+        self.moved: list[torch.Tensor] = []  # how that differed from the step before
         self.ahead: list[torch.Tensor] = []  # what it foresaw in a synchronous step
         self.received: dict[int, torch.Tensor] = {}  # patch index of the peer -> its payload, on the wire's device
         self.bucket: Bucket | None = None  # the message that this slot's payload shares in stale steps
@@ -66,16 +67,22 @@ class Slot(ABC):
     def message(self, payload: torch.Tensor) -> list[torch.Tensor]:
         """What a peer is to use in the next step: the outgoing tensors of `payload`, extrapolated if the mode says so.
 
-        With x(t) of this step and x(t-1) of the previous one: x(t) + a (x(t) - x(t-1)).
+        With x(t) of this step and d(t) = x(t) - x(t-1): x(t) + a (d(t) + m d(t-1)).
         """
         tensors = [tensor for _, tensor in self.outgoing(payload)]
-        if self.exchange.config.mode is not SyncMode.EXTRAPOLATED:
+        config = self.exchange.config
+        if config.mode is not SyncMode.EXTRAPOLATED:
             return tensors
-        previous, self.sent = self.sent, [tensor.clone() for tensor in tensors]
-        if not previous:  # the first step of a picture
+        before, self.sent = self.sent, [tensor.clone() for tensor in tensors]
+        if not before:  # the first step of a picture
             return tensors
-        reach = self.exchange.reach[self.kind]
-        return [torch.lerp(old, new, 1 + reach) for old, new in zip(previous, tensors, strict=True)]
+        earlier, moved = self.moved, [new - old for new, old in zip(tensors, before, strict=True)]
+        reach, memory = self.exchange.reach[self.kind], config.extrapolation_memory
+        self.moved = moved if memory else []
+        ahead = [torch.add(x, d, alpha=reach) for x, d in zip(tensors, moved, strict=True)]
+        return (
+            [torch.add(x, d, alpha=reach * memory) for x, d in zip(ahead, earlier, strict=True)] if earlier else ahead
+        )
 
     def _swap_now(self, payload: torch.Tensor) -> None:
         exchange = self.exchange
@@ -285,7 +292,7 @@ class Exchange:
 
     def _forget_sent(self) -> None:
         for slot in self._slots:
-            slot.sent, slot.ahead = [], []
+            slot.sent, slot.moved, slot.ahead = [], [], []
 
     def forget(self) -> None:
         """Free all buffers: the next picture has another shape, or the mesh is gone."""

@@ -49,9 +49,12 @@ MANY = ("full_sync", "corrected_async_gn", "extrapolated")  # on many ranks, the
 )
 def test_every_mode_is_the_papers_arithmetic(world: int, height: int, width: int, modes: tuple[str, ...]) -> None:
     configs: list[dict[str, Any]] = [
-        {"mode": mode, "bessel_correction": bessel, "split_batch": False, "comm_checkpoint": size, "extrapolation": a}
+        {"mode": mode, "split_batch": False, **rest}
         for mode in modes
-        for bessel, size, a in ((True, 60, (0.5, 0.5, 0.5)), (False, 7, (1.0, 0.3, 0.0)))
+        for rest in (
+            {"bessel_correction": True, "comm_checkpoint": 60, "extrapolation": (0.5,) * 3, "extrapolation_memory": 0},
+            {"bessel_correction": False, "comm_checkpoint": 7, "extrapolation": (0.9, 0.3, 0.0)},
+        )
     ]
     per_rank = run_on_ranks(world, predict, height, width, configs)
     unet = tiny_sdxl_unet()
@@ -59,7 +62,7 @@ def test_every_mode_is_the_papers_arithmetic(world: int, height: int, width: int
     for index, config in enumerate(configs):
         expected = reference_steps(
             unet, rows, steps_of(height, width), mode=config["mode"], warmup=WARMUP, bessel=config["bessel_correction"],
-            reach=config["extrapolation"],
+            reach=config["extrapolation"], memory=config.get("extrapolation_memory", 0.5),
         )  # fmt: skip
         for step, reference in enumerate(expected):
             for rank, results in enumerate(per_rank):

@@ -44,13 +44,14 @@ class _Rank:
         warmup: int,
         bessel: bool,
         reach: dict[str, float],
+        memory: float,
     ) -> None:
         self.rank, self.rows, self.threads = rank, rows, threads
         self.mode, self.warmup, self.bessel = mode, warmup, bessel
         self.step = -1
         self.old: dict[str, list[torch.Tensor]] = {}
-        self.own: dict[str, torch.Tensor] = {}
-        self.reach = reach
+        self.own: dict[str, list[torch.Tensor]] = {}
+        self.reach, self.memory = reach, memory
         self.tree = copy.deepcopy(unet)
         for path, module in list(self.tree.named_modules()):
             if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
@@ -83,12 +84,13 @@ class _Rank:
         return seen
 
     def _foresee(self, path: str, value: torch.Tensor) -> torch.Tensor:
-        """x(t) + a (x(t) - x(t-1)), the whole band's."""
+        """x(t) + a (d(t) + m d(t-1)), the whole band's."""
         if self.mode != "extrapolated":
             return value
-        previous, self.own[path] = self.own.get(path, value), value
+        past = self.own[path] = [*self.own.get(path, []), value][-3:]
+        past = [past[0]] * (3 - len(past)) + past
         kind = "stats" if "norm" in path else "gather" if path.endswith(("to_k", "to_v")) else "halo"
-        return value + self.reach[kind] * (value - previous)
+        return value + self.reach[kind] * (past[2] - past[1] + self.memory * (past[1] - past[0]))
 
     def after_step(self) -> None:
         """Deliver what was sent during a stale step."""
@@ -163,11 +165,12 @@ def reference_steps(
     warmup: int,
     bessel: bool,
     reach: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    memory: float = 0.0,
 ) -> list[torch.Tensor]:
     """The UNet's output at every step, assembled from len(rows) simulated ranks with bands of `rows` latent rows."""
     threads = _Threads(len(rows))
     kinds = dict(zip(("gather", "halo", "stats"), reach, strict=True))
-    ranks = [_Rank(unet, rank, rows, threads, mode, warmup, bessel, kinds) for rank in range(len(rows))]
+    ranks = [_Rank(unet, rank, rows, threads, mode, warmup, bessel, kinds, memory) for rank in range(len(rows))]
     outputs: list[list[torch.Tensor]] = [[] for _ in rows]
     errors: list[BaseException] = []
 
