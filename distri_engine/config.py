@@ -5,6 +5,7 @@ where this process sits in the group is the business of mesh.py.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,7 @@ class Parallelism(StrEnum):
     SINGLE = "single"  # one device does everything
     NAIVE_PATCH = "naive_patch"  # the UNet runs on each patch alone, patches never talk
     PATCH = "patch"  # displaced patch parallelism (DistriFusion, section 4)
+    PARADIGMS = "paradigms"  # Picard iterations over a window of timesteps (ParaDiGMS, Algorithm 1)
 
 
 class SyncMode(StrEnum):
@@ -69,6 +71,15 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     return value
 
 
+def check_number(name: str, value: Any, low: float, high: float) -> float:
+    """Return `value` as a float if it is a finite number in [low, high], else raise ValueError saying so."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name} {value!r} is not a finite number; give one from {low:g} to {high:g}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value} is out of range; give a number from {low:g} to {high:g}")
+    return float(value)
+
+
 def check_choice(name: str, value: Any, choices: type[Choice]) -> Choice:
     """Return `value` as a member of `choices`, else raise ValueError that lists them."""
     try:
@@ -101,6 +112,8 @@ class DistriConfig:
     use_cuda_graph: bool = True  # the original's name, accepted; steps run eagerly on every device
     parallelism: Parallelism = Parallelism.PATCH  # which system makes the picture
     split_scheme: SplitScheme = SplitScheme.ROW  # how naive patches cut the picture
+    picard_window: int | None = None  # timesteps that paradigms refines at once, at most all; None: one a rank
+    picard_tolerance: float = 0.1  # how far a Picard iterate may still move, relative to its timestep's noise level
     bessel_correction: bool = False  # multiply shared variances by k/(k-1) as the original does
     verbose: bool = False  # print the plan report
 
@@ -109,9 +122,13 @@ class DistriConfig:
         check_size("width", self.width)
         check_int("warmup_steps", self.warmup_steps, 0, 1000)
         check_int("comm_checkpoint", self.comm_checkpoint, 1, 100_000)
+        if self.picard_window is not None:
+            check_int("picard_window", self.picard_window, 1, 1000)
         for name in ("do_classifier_free_guidance", "split_batch", "use_cuda_graph", "bessel_correction", "verbose"):
             check_bool(name, getattr(self, name))
+        tolerance = check_number("picard_tolerance", self.picard_tolerance, 0, 100)
         # Strings are welcome where an enum stands; a frozen dataclass is written through object.
+        object.__setattr__(self, "picard_tolerance", tolerance)
         object.__setattr__(self, "mode", check_choice("mode", self.mode, SyncMode))
         object.__setattr__(self, "parallelism", check_choice("parallelism", self.parallelism, Parallelism))
         object.__setattr__(self, "split_scheme", check_choice("split_scheme", self.split_scheme, SplitScheme))

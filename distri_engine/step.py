@@ -37,6 +37,7 @@ class StepClock:
         self.picture += 1
         self._next = 0
         self._warmup_steps = warmup_steps
+        self.step = Step(0, Phase.SYNC)
 
     @property
     def last_sync(self) -> bool:
