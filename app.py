@@ -264,6 +264,8 @@ def publish(client: Client) -> None:
         warmup_steps: int = 4,
         split_scheme: str = "row",
         split_batch: bool = True,
+        picard_window: int | None = None,
+        picard_tolerance: float = 0.1,
     ) -> tuple[dict, dict]:
         """Make one picture. Streams (null, progress) and ends with (picture file, report)."""
         yield from answered(endpoints.generate(client, dict(locals())))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from distri_engine.config import SIZE_MULTIPLE, DistriConfig, Parallelism, SplitScheme
-from distri_engine.request import GenerationRequest
+from distri_engine.request import GenerationRequest, Scheduler
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,21 @@ def patch_ranks(request: GenerationRequest, config: DistriConfig, ranks: int) ->
 
 def branch_ranks(*, guided: bool, config: DistriConfig, ranks: int) -> int:
     """Length of the cfg axis: 2 if guidance is on and the ranks can be halved between its branches, else 1."""
+    if config.parallelism is Parallelism.PARADIGMS:  # ranks share timesteps, and run both branches of their own
+        return 1
     return 2 if guided and config.split_batch and ranks % 2 == 0 else 1
 
 
 def check_bands(request: GenerationRequest, config: DistriConfig, ranks: int, multiple: int = SIZE_MULTIPLE) -> None:
-    """Raise ValueError if `ranks` cannot share the picture, with the rule and the remedy.
+    """Raise ValueError if `ranks` cannot share the picture, by size or by scheduler, with the rule and the remedy.
 
     `multiple` is the model's: 8 x 2^(UNet levels - 1) pixels. Sizes that the request leaves to the model pass.
     """
+    if config.parallelism is Parallelism.PARADIGMS and request.scheduler is not Scheduler.DDIM:
+        raise ValueError(
+            f"parallelism paradigms needs the steps of DDIM and does not work with scheduler {request.scheduler}; "
+            "choose scheduler ddim, or another parallelism"
+        )
     check_cut(request.height, request.width, patch_ranks(request, config, ranks), config, multiple)
 
 

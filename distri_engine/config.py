@@ -22,6 +22,7 @@ class Parallelism(StrEnum):
     SINGLE = "single"  # one device does everything
     NAIVE_PATCH = "naive_patch"  # the UNet runs on each patch alone, patches never talk
     PATCH = "patch"  # displaced patch parallelism (DistriFusion, section 4)
+    PARADIGMS = "paradigms"  # Picard iterations over a window of timesteps (ParaDiGMS, Algorithm 1)
 
 
 class SyncMode(StrEnum):
@@ -70,6 +71,15 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     return value
 
 
+def check_number(name: str, value: Any, low: float, high: float) -> float:
+    """Return `value` as a float if it is a number in [low, high], else raise ValueError saying so."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"{name} {value!r} is not a number; give one from {low:g} to {high:g}")
+    if not low <= value <= high:  # NaN is not, either
+        raise ValueError(f"{name} {value:g} is out of range; give a number from {low:g} to {high:g}")
+    return float(value)
+
+
 def check_choice(name: str, value: Any, choices: type[Choice]) -> Choice:
     """Return `value` as a member of `choices`, else raise ValueError that lists them."""
     try:
@@ -83,15 +93,6 @@ def check_bool(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} {value!r} is not True or False")
     return value
-
-
-def check_number(name: str, value: Any, low: float, high: float) -> float:
-    """Return `value` as a float if it is a number in [low, high], else raise ValueError saying so."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ValueError(f"{name} {value!r} is not a number; give one from {low:g} to {high:g}")
-    if not low <= value <= high:  # NaN is not, either
-        raise ValueError(f"{name} {value:g} is out of range; give a number from {low:g} to {high:g}")
-    return float(value)
 
 
 def check_extrapolation(value: Any) -> tuple[float, float, float]:
@@ -132,6 +133,8 @@ class DistriConfig:
     use_cuda_graph: bool = True  # the original's name, accepted; steps run eagerly on every device
     parallelism: Parallelism = Parallelism.PATCH  # which system makes the picture
     split_scheme: SplitScheme = SplitScheme.ROW  # how naive patches cut the picture
+    picard_window: int | None = None  # timesteps that paradigms refines at once, at most all; None: one a rank
+    picard_tolerance: float = 0.1  # how far a Picard iterate may still move, relative to its timestep's noise level
     bessel_correction: bool = False  # multiply shared variances by k/(k-1) as the original does
     verbose: bool = False  # print the plan report
 
@@ -148,8 +151,12 @@ class DistriConfig:
         memory = check_number("extrapolation_memory", self.extrapolation_memory, 0, 1)
         object.__setattr__(self, "extrapolation_memory", memory)
         check_int("comm_checkpoint", self.comm_checkpoint, 1, 100_000)
+        if self.picard_window is not None:
+            check_int("picard_window", self.picard_window, 1, 1000)
         for name in ("do_classifier_free_guidance", "split_batch", "use_cuda_graph", "bessel_correction", "verbose"):
             check_bool(name, getattr(self, name))
+        tolerance = check_number("picard_tolerance", self.picard_tolerance, 0, 100)
+        object.__setattr__(self, "picard_tolerance", tolerance)
         # Strings are welcome where an enum stands.
         object.__setattr__(self, "mode", check_choice("mode", self.mode, SyncMode))
         object.__setattr__(self, "parallelism", check_choice("parallelism", self.parallelism, Parallelism))

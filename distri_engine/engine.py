@@ -20,10 +20,11 @@ from distri_engine.bands import check_bands
 from distri_engine.config import DistriConfig, check_size
 from distri_engine.errors import MeshError
 from distri_engine.mesh import Axes, Mesh, device_name, resolve_device
-from distri_engine.methods import METHODS
+from distri_engine.methods import METHODS, Advance
 from distri_engine.pipelines import load_pipeline
 from distri_engine.preview import LatentPreview
 from distri_engine.request import GenerationRequest, Scheduler
+from distri_engine.sampling import guided_unet
 from distri_engine.step import Phase, Step
 from distri_engine.telemetry import EngineInfo, Event, Finished, Prepared, StepDone
 from distri_engine.unet import ParallelUNet
@@ -116,6 +117,7 @@ class Engine:
     def generate(self, request: GenerationRequest, config: DistriConfig) -> Iterator[Event]:
         """Make the pictures of a resolved `request`: yields Prepared, one StepDone a step, and Finished.
 
+        There are at most as many steps as timesteps; with paradigms a step is a Picard iteration, and fewer may do.
         Nothing is exchanged before Prepared. Closing the iterator cancels; all ranks must close it after the same step.
         """
         if self._seat is None:
@@ -140,24 +142,30 @@ class Engine:
         conditions = self._conditions(request, text) if works else {}
         denoise_start = time.perf_counter()
         text_seconds += denoise_start - start
-        for index, timestep in enumerate(scheduler.timesteps):
-            mesh.meter.reset()
-            start = time.perf_counter()
-            preview = None
-            if works:
-                latents, preview = self._step(request, unet, scheduler, timestep, latents, conditions)
-            self._synchronize()
-            wall = time.perf_counter() - start
+        predict = guided_unet(
+            self._unet if method.over_time else unet,
+            scheduler,
+            conditions,
+            request.guidance_scale if request.guided else None,
+        )
+        if works:
+            walk = method.denoise(latents, scheduler, predict, config, mesh)
+        else:
+            walk = self._rest(latents, len(scheduler.timesteps))
+        for index, (advance, wall) in enumerate(self._timed(walk, mesh)):
+            latents = advance.latents
             try:
                 yield StepDone(
                     step=index,
                     steps=len(scheduler.timesteps),
-                    phase=(unet.clock.step.phase if works else Phase.SYNC).value,
+                    converged=advance.converged,
+                    evaluations=advance.evaluations,
+                    phase=unet.clock.step.phase.value,
                     compute_ms=1e3 * (wall - mesh.meter.wait_s) if works else 0.0,
                     wait_ms=1e3 * mesh.meter.wait_s,
                     sent_bytes=mesh.meter.sent_bytes,
                     memory_mb=self._memory_mb(),
-                    latents=preview if mesh.rank == 0 else None,
+                    latents=advance.heading if mesh.rank == 0 else None,
                 )
             except GeneratorExit:  # cancelled, on every rank after this step
                 unet.end()
@@ -229,28 +237,21 @@ class Engine:
             },
         }
 
-    @torch.no_grad()
-    def _step(
-        self,
-        request: GenerationRequest,
-        unet: ParallelUNet,
-        scheduler: Any,
-        timestep: torch.Tensor,
-        latents: torch.Tensor,
-        conditions: dict[str, Any],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of the sampler: latents [B, 4, H, W] -> the next ones, and the picture they are heading for."""
-        model_input = torch.cat([latents, latents]) if request.guided else latents
-        model_input = scheduler.scale_model_input(model_input, timestep)
-        noise = unet(model_input, timestep, return_dict=False, **conditions)[0]
-        if request.guided:
-            unconditional, conditional = noise.chunk(2)
-            noise = unconditional + request.guidance_scale * (conditional - unconditional)
-        result = scheduler.step(noise, timestep, latents)
-        heading = getattr(result, "pred_original_sample", None)
-        if heading is None:  # DPM-Solver++ keeps its predictions of the clean latents itself
-            heading = scheduler.model_outputs[-1]
-        return result.prev_sample.to(latents.dtype), heading
+    def _timed(self, walk: Iterator[Advance], mesh: Mesh) -> Iterator[tuple[Advance, float]]:
+        """Every step of a walk with the seconds it took; the mesh's meter holds what it spent on peers."""
+        while True:
+            mesh.meter.reset()
+            start = time.perf_counter()
+            advance = next(walk, None)
+            if advance is None:
+                return
+            self._synchronize()
+            yield advance, time.perf_counter() - start
+
+    def _rest(self, latents: torch.Tensor, steps: int) -> Iterator[Advance]:
+        """The walk of a rank that is not used."""
+        for index in range(steps):
+            yield Advance(latents=latents, heading=latents, converged=index + 1, evaluations=0)
 
     # --- what a rank tells about itself
 

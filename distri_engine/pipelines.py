@@ -18,6 +18,8 @@ from distri_engine.bands import check_cut
 from distri_engine.config import DistriConfig, check_size
 from distri_engine.errors import ModelError, UnsupportedError
 from distri_engine.mesh import Mesh, open_mesh
+from distri_engine.methods import METHODS
+from distri_engine.sampling import check_over_time, sample_over_time
 from distri_engine.unet import ParallelUNet
 from distri_engine.vae import ParallelDecoder
 
@@ -133,6 +135,9 @@ class DistriSDXLPipeline:
                     f"{name} is not supported under patch parallelism; use the diffusers pipeline for it"
                 )
         config = self.distri_config
+        over_time = METHODS[config.parallelism].over_time
+        if over_time:
+            check_over_time(self.pipeline, config, kwargs)
         height, width = (
             getattr(config, name) if kwargs.get(name) is None else kwargs[name] for name in ("height", "width")
         )
@@ -146,7 +151,10 @@ class DistriSDXLPipeline:
 
         unet = self.pipeline.unet
         unet.begin(config.replace(height=height, width=width), guided=guided)
-        latents = self.pipeline(output_type="latent", **kwargs).images
+        if over_time:
+            latents = sample_over_time(self.pipeline, config, self.mesh, guided=guided, **kwargs)
+        else:
+            latents = self.pipeline(output_type="latent", **kwargs).images
         unet.end()
         images = latents if output_type == "latent" else self._picture(latents, output_type)
         return StableDiffusionXLPipelineOutput(images=images) if return_dict else (images,)

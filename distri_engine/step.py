@@ -39,6 +39,7 @@ class StepClock:
         self.adaptive = adaptive
         self._next = 0
         self._warmup_steps = None if adaptive else warmup_steps
+        self.step = Step(0, Phase.SYNC)
 
     @property
     def stale_may_follow(self) -> bool:

@@ -35,16 +35,21 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """One denoising step of this rank is finished."""
+    """One denoising step of this rank is finished: one timestep, or with paradigms one Picard iteration.
+
+    After the step in which `converged` reaches `steps` comes Finished, however few steps that took.
+    """
 
     step: int  # 0-based
-    steps: int  # how many steps the picture takes
+    steps: int  # how many timesteps the picture takes: the most steps that it can need
+    converged: int  # how many of its timesteps are done, the same on every rank
+    evaluations: int  # how many timesteps this rank ran the UNet on in this step
     phase: str  # "sync" or "stale"
     compute_ms: float  # wall time of the step less the exposed wait
     wait_ms: float  # wall time spent waiting for peers ("exposed" communication)
     sent_bytes: int  # payload this rank sent to its peers in this step
     memory_mb: float
-    latents: Any = None  # rank 0: the clean latents that the step foresees, [images, 4, H/8, W/8]; None elsewhere
+    latents: Any = None  # rank 0: clean latents as foreseen by the last timestep done, [images, 4, H/8, W/8]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, default=request.guidance_scale, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, help="(default: random)")
     parser.add_argument("--scheduler", default=request.scheduler.value, help="ddim, euler or dpm-solver")
-    parser.add_argument("--parallelism", default=config.parallelism.value, help="single, naive_patch or patch")
+    parser.add_argument(
+        "--parallelism", default=config.parallelism.value, help="single, naive_patch, patch or paradigms"
+    )
     parser.add_argument(
         "--mode",
         default=config.mode.value,
@@ -51,6 +53,15 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--warmup-steps", type=int, default=config.warmup_steps, help="(default: %(default)s)")
     parser.add_argument("--split-scheme", default=config.split_scheme.value, help="row, col or alternate")
+    parser.add_argument(
+        "--picard-window", type=int, help="timesteps that paradigms refines at once (default: one a rank)"
+    )
+    parser.add_argument(
+        "--picard-tolerance",
+        type=float,
+        default=config.picard_tolerance,
+        help="how far paradigms lets them move, relative to their noise; 0 is exact (default: %(default)s)",
+    )
     parser.add_argument("--no-split-batch", action="store_true", help="both guidance branches on every rank")
     add_group_options(parser)
     parser.add_argument("--report", type=Path, metavar="JSON", help="write the figures of every step and rank there")
@@ -74,6 +85,8 @@ def _generate(words: argparse.Namespace) -> None:
         warmup_steps=words.warmup_steps,
         split_scheme=words.split_scheme,
         split_batch=not words.no_split_batch,
+        picard_window=words.picard_window,
+        picard_tolerance=words.picard_tolerance,
     )
     if words.report is not None:
         check_target(words.report, "report.json")

@@ -146,7 +146,7 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
 
     steps, finished = _follow(engine.generate(request, config), show=place.rank == 0 and sys.stdout.isatty())
     figures = torch.tensor(
-        [[s.phase == "stale", s.compute_ms, s.wait_ms, s.sent_bytes, s.memory_mb] for s in steps],
+        [[s.phase == "stale", s.compute_ms, s.wait_ms, s.sent_bytes, s.evaluations, s.memory_mb] for s in steps],
         dtype=torch.float64,
         device=mesh.wire_device,
     )
@@ -165,7 +165,7 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
             startup_seconds=startup,
             seconds={**finished.seconds, "save": time.perf_counter() - saving},
             steps=[[_figures(*rank) for rank in step] for step in torch.stack(everyone, dim=1).tolist()],
-            memory_mb=[max(memory) for memory in torch.stack(everyone)[..., 4].tolist()],
+            memory_mb=[max(memory) for memory in torch.stack(everyone)[..., -1].tolist()],
             image=str(paths[0]),
         )
         (place.run_dir / "report.json").write_text(json.dumps(report))
@@ -179,7 +179,7 @@ def _follow(events: Iterator[Event], *, show: bool) -> tuple[list[StepDone], Fin
         if isinstance(event, StepDone):
             steps.append(event)
             if show:
-                print(f"\rstep {event.step + 1} / {event.steps} ", end="", flush=True)
+                print(f"\rstep {event.converged} / {event.steps} ", end="", flush=True)
         elif isinstance(event, Finished):
             if show:
                 print("\r\033[K", end="", flush=True)
@@ -187,9 +187,16 @@ def _follow(events: Iterator[Event], *, show: bool) -> tuple[list[StepDone], Fin
     raise AssertionError("the engine's events end with Finished")
 
 
-def _figures(stale: float, compute_ms: float, wait_ms: float, sent_bytes: float, _: float) -> StepFigures:
-    phase = "stale" if stale else "sync"
-    return StepFigures(phase=phase, compute_ms=compute_ms, wait_ms=wait_ms, sent_bytes=int(sent_bytes))
+def _figures(
+    stale: float, compute_ms: float, wait_ms: float, sent_bytes: float, evaluations: float, _: float
+) -> StepFigures:
+    return StepFigures(
+        phase="stale" if stale else "sync",
+        compute_ms=compute_ms,
+        wait_ms=wait_ms,
+        sent_bytes=int(sent_bytes),
+        evaluations=int(evaluations),
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from launcher import messages as m
 from launcher.events import Action, Die, Event, Heard, Lost, Previewed, Send, Stop, Submitted, Tick, Write
 from launcher.job import FINAL, MAX_ATTEMPTS, STOPPED, TWICE, Job
-from launcher.lease import grant
 from launcher.roster import Roster
 from launcher.schema import Status, Update
 
@@ -184,13 +183,13 @@ class Hub:
             self._drain(job, -1)
         elif self.state == "preparing" and job.prepared:
             job.state = self.state = "running"
-            job.upto = grant([-1], job.steps)
+            job.upto = job.lease
             self._tell(m.Run(req=job.id, upto=job.upto))
 
     def _lease(self, job: Job) -> None:
         if self.state != "running":
             return
-        upto = grant([one.finished for one in job.ranks], job.steps)
+        upto = job.lease
         if upto > job.upto:
             job.upto = upto
             self._tell(m.Lease(req=job.id, upto=upto))
@@ -219,7 +218,7 @@ class Hub:
         if self.state != "rejoin" or self.roster.complete:
             self.state = "idle"
         if job.stopped:
-            self._end(job, "cancelled", STOPPED.format(step=job.finished + 1))
+            self._end(job, "cancelled", STOPPED.format(step=job.converged))
         elif job.first_error:
             self._end(job, "failed", job.first_error)
         else:
@@ -242,7 +241,7 @@ class Hub:
         job, self.current = self.current, None
         if job is not None:
             if job.stopped:
-                self._end(job, "cancelled", STOPPED.format(step=job.finished + 1))
+                self._end(job, "cancelled", STOPPED.format(step=job.converged))
             elif job.attempts >= MAX_ATTEMPTS:
                 self._end(job, "failed", TWICE)
             else:

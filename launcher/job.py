@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from launcher import messages as m
+from launcher.lease import grant
 from launcher.report import StepFigures, make_report
 from launcher.schema import Lane, Update
 
@@ -32,6 +33,11 @@ class RankWork:
     def finished(self) -> int:
         """Index of the last finished step; -1: none."""
         return len(self.steps) - 1
+
+    @property
+    def converged(self) -> int:
+        """Timesteps that are done."""
+        return self.steps[-1].converged if self.steps else 0
 
 
 @dataclass(kw_only=True)
@@ -56,13 +62,24 @@ class Job:
 
     @property
     def steps(self) -> int:
-        """Denoising steps of the whole picture."""
+        """Timesteps of the whole picture, and so the most steps that it may take."""
         return int(self.request["steps"])
 
     @property
     def finished(self) -> int:
         """The last step that every rank has finished; -1: none."""
         return min((rank.finished for rank in self.ranks), default=-1)
+
+    @property
+    def converged(self) -> int:
+        """Timesteps that are done on every rank: how far the picture is."""
+        return min((rank.converged for rank in self.ranks), default=0)
+
+    @property
+    def lease(self) -> int:
+        """The highest step that may start now."""
+        last = self.steps - 1
+        return grant([last if rank.converged == self.steps else rank.finished for rank in self.ranks], self.steps)
 
     @property
     def prepared(self) -> bool:
@@ -102,11 +119,13 @@ class Job:
         work.prepared, work.left = message, not message.ok
 
     def add(self, rank: int, step: m.Step) -> None:
-        """A rank has finished a step. Raises ValueError if it was not the next one, or not granted."""
-        done = self.ranks[rank].steps
-        if step.step != len(done) or step.step > min(self.upto, self.steps - 1):
-            raise ValueError(f"step {step.step} after {len(done)} steps, {self.upto} granted")
-        done.append(step)
+        """A rank has finished a step. Raises ValueError if it was not the next one, not granted, or led nowhere."""
+        work = self.ranks[rank]
+        if step.step != len(work.steps) or step.step > min(self.upto, self.steps - 1):
+            raise ValueError(f"step {step.step} after {len(work.steps)} steps, {self.upto} granted")
+        if not work.converged < step.converged <= self.steps:
+            raise ValueError(f"{step.converged} of {self.steps} timesteps are done after {work.converged}")
+        work.steps.append(step)
 
     def leave(self, rank: int, ended: m.Ended) -> None:
         """A rank works on it no more. Raises ValueError if that was not after the right step, or without a result."""
@@ -114,8 +133,12 @@ class Job:
         work.ended, work.left = ended, True
         if ended.why == "error":
             return
-        last = self.steps - 1 if ended.why == "done" else self.final
-        if ended.step != last or work.finished != last or (ended.why == "done" and self.upto != self.steps):
+        denoised = work.converged == self.steps  # after this no step is left to stop at but the decode
+        if ended.why == "done":
+            due = denoised and self.upto == self.steps
+        else:
+            due = self.final is not None and (denoised or work.finished == self.final)
+        if ended.step != work.finished or not due:
             raise ValueError(f"it left after step {ended.step} ({ended.why})")
         if ended.why == "done" and rank == 0 and not (ended.pictures and ended.seconds is not None):
             raise ValueError("rank 0 ended without a picture")
@@ -139,7 +162,13 @@ class Job:
             seconds=ended.seconds,
             steps=[
                 [
-                    StepFigures(phase=s.phase, compute_ms=s.compute_ms, wait_ms=s.wait_ms, sent_bytes=s.sent_bytes)
+                    StepFigures(
+                        phase=s.phase,
+                        compute_ms=s.compute_ms,
+                        wait_ms=s.wait_ms,
+                        sent_bytes=s.sent_bytes,
+                        evaluations=s.evaluations,
+                    )
                     for s in step
                 ]
                 for step in zip(*(rank.steps for rank in self.ranks), strict=True)
@@ -150,9 +179,10 @@ class Job:
 
     def update(self, position: int, hellos: Mapping[int, m.Hello]) -> Update:
         """How the page shows it at this moment."""
-        step = self.finished + 1
+        step, made = self.converged, self.finished + 1
         paces = [[s.compute_ms + s.wait_ms for s in rank.steps] for rank in self.ranks]
-        ms_per_step = median(map(max, zip(*paces, strict=False))) if step else 0.0
+        # A step may take the picture several timesteps further: what counts is the time for one of these.
+        ms_per_step = median(map(max, zip(*paces, strict=False))) * made / step if step else 0.0
         left = ms_per_step * (self.steps - step) / 1000
         message = self.message
         if self.state == "running":
@@ -169,7 +199,7 @@ class Job:
             attempt=max(1, self.attempts if self.state != "lost" else self.attempts + 1),
             step=step,
             steps=self.steps,
-            phases="".join("S" if s.phase == "sync" else "d" for s in self.ranks[0].steps[:step]) if self.ranks else "",
+            phases="".join("S" if s.phase == "sync" else "d" for s in self.ranks[0].steps[:made]) if self.ranks else "",
             ms_per_step=ms_per_step,
             seconds_left=left,
             lanes=tuple(
@@ -191,7 +221,7 @@ def _lane(index: int, rank: RankWork, pace: list[float], hellos: Mapping[int, m.
         device=hellos[index].device if index in hellos else "",
         box=tuple(rank.prepared.box) if rank.prepared and rank.prepared.box else None,  # type: ignore[arg-type]
         branch=rank.prepared.branch if rank.prepared else "both",
-        step=len(rank.steps),
+        step=rank.converged,
         compute_ms=last.compute_ms if last else 0.0,
         wait_ms=last.wait_ms if last else 0.0,
         sent_bytes=last.sent_bytes if last else 0,

@@ -14,7 +14,8 @@ def grant(finished: Collection[int], steps: int) -> int:
     """The highest step that may start when the ranks have finished these steps (-1: none yet).
 
     Step `steps` is the decode. It is granted only when every rank has finished the last step, so that Stop never
-    waits for a decode that had not begun.
+    waits for a decode that had not begun. A rank that needs no further step, whichever its last one was, counts as
+    having finished step `steps` - 1.
     """
     slowest = min(finished)
     return steps if slowest >= steps - 1 else min(slowest + AHEAD, steps - 1)

@@ -187,10 +187,15 @@ class Prepared(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Message):
-    """Rank: this step is finished. Carries figures only; tensors travel over the process group."""
+    """Rank: this step is finished. Carries figures only; tensors travel over the process group.
+
+    A step takes the picture one timestep further, or several; when all are `converged`, the decode is next.
+    """
 
     req: Name
     step: Annotated[int, _whole(0, MAX_STEPS)]
+    converged: Annotated[int, _whole(1, MAX_STEPS)]  # timesteps that are done
+    evaluations: Annotated[int, _whole(0, MAX_STEPS)]  # timesteps on which this rank ran the UNet
     phase: Annotated[str, _form("sync|stale")]
     compute_ms: Amount
     wait_ms: Amount

@@ -17,6 +17,7 @@ class StepFigures:
     compute_ms: float
     wait_ms: float
     sent_bytes: int
+    evaluations: int  # timesteps on which it ran the UNet
 
 
 def make_report(
@@ -32,9 +33,12 @@ def make_report(
     memory_mb: Sequence[float],
     image: str | None,
 ) -> dict[str, Any]:
-    """A dict that is JSON as it stands. Seconds exclude process start and model load, which are `startup_seconds`."""
+    """A dict that is JSON as it stands. Seconds exclude process start and model load, which are `startup_seconds`.
+
+    With paradigms a step is a Picard iteration, and "picard" has their number and that of all ranks' UNet evaluations.
+    """
     parts = {name: round(float(seconds.get(name, 0.0)), 6) for name in ("text", "denoise", "decode", "save")}
-    return {
+    report: dict[str, Any] = {
         "request": dict(request),
         "config": dict(config),
         "model": model,
@@ -61,3 +65,7 @@ def make_report(
         "memory_mb": [round(memory, 1) for memory in memory_mb],
         "image": image,
     }
+    if config["parallelism"] == "paradigms":
+        evaluations = sum(one.evaluations for ranks in steps for one in ranks)
+        report["picard"] = {"iterations": len(steps), "evaluations": evaluations}
+    return report

@@ -27,13 +27,13 @@ class Lane:
     device: str  # "CPU", "NVIDIA H200"
     box: tuple[int, int, int, int] | None  # left, top, right, bottom in picture pixels; None while resting
     branch: str  # "both", "unconditional", "conditional", "none" (this method does not use the rank)
-    step: int  # finished steps
+    step: int  # timesteps that are done
     compute_ms: float  # of the last finished step
     wait_ms: float  # exposed wait of the last finished step
     sent_bytes: int  # in the last finished step
     memory_mb: float
     median_ms: float  # median compute + wait over this picture's finished steps
-    history: tuple[tuple[float, float], ...] = ()  # (compute_ms, wait_ms) of every finished step
+    history: tuple[tuple[float, float], ...] = ()  # (compute_ms, wait_ms) of every finished step of the engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,10 @@ class Update:
     message: str  # one sentence for people, no traceback
     position: int = 0  # place in the queue; 0 when it runs
     attempt: int = 1  # 2 after the group died once
-    step: int = 0  # finished steps
-    steps: int = 0
-    phases: str = ""  # one letter per finished step: "S" sync, "d" displaced (stale)
-    ms_per_step: float = 0.0  # median of the slowest rank's finished steps
+    step: int = 0  # timesteps that are done; a step of the engine may do several at once
+    steps: int = 0  # timesteps of the whole picture
+    phases: str = ""  # one letter per finished step of the engine: "S" sync, "d" displaced (stale)
+    ms_per_step: float = 0.0  # for one timestep: median of the slowest rank's finished steps
     seconds_left: float = 0.0
     lanes: tuple[Lane, ...] = ()
     preview: str | None = None  # JPEG data URI, at most 320 px a side

@@ -163,14 +163,16 @@ class Worker:
         self, events: Iterator[Event], req: str, request: GenerationRequest, config: DistriConfig, lease: Lease
     ) -> m.Ended:
         """Run the picture's steps as the lease allows, and say how that ended."""
-        step = -1
+        step, upcoming = -1, 0
         try:
-            while lease.may_start(step + 1):
+            while lease.may_start(upcoming):
                 event = next(events)
                 if isinstance(event, Finished):
-                    return self._finish(event, req, request, config)
+                    return self._finish(event, req, request, config, step)
                 assert isinstance(event, StepDone)
                 step = event.step
+                # The decode has one number, however few steps came before it: nobody gets it before all need it.
+                upcoming = event.steps if event.converged == event.steps else step + 1
                 self._report(event, req)
             if not lease.revoked:
                 events.close()  # type: ignore[attr-defined]
@@ -192,6 +194,8 @@ class Worker:
             m.Step(
                 req=req,
                 step=event.step,
+                converged=event.converged,
+                evaluations=event.evaluations,
                 phase=event.phase,
                 compute_ms=event.compute_ms,
                 wait_ms=event.wait_ms,
@@ -200,8 +204,9 @@ class Worker:
             )
         )
 
-    def _finish(self, event: Finished, req: str, request: GenerationRequest, config: DistriConfig) -> m.Ended:
-        last = request.steps - 1
+    def _finish(
+        self, event: Finished, req: str, request: GenerationRequest, config: DistriConfig, last: int
+    ) -> m.Ended:
         if self._loop is None:
             return m.Ended(req=req, why="done", step=last)
         begin = time.perf_counter()

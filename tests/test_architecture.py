@@ -21,6 +21,7 @@ ENGINE = [path for path in PRODUCT if path.is_relative_to(ROOT / "distri_engine"
 FLOORS = (
     {"engine"},
     {"pipelines", "preview"},
+    {"sampling"},
     {"unet", "vae", "graphs"},
     {"methods"},
     {"plan"},

@@ -35,8 +35,8 @@ def compare(client: Client, values: Mapping[str, Any]) -> Iterator[Files]:
     request, config = parameters({**values, "split_batch": chosen})
     if config.parallelism != Parallelism.PATCH:
         raise ValueError(
-            f"compare always makes single, naive_patch and patch; parallelism '{config.parallelism}' is one of its "
-            "baselines, leave it at 'patch'"
+            f"compare always makes single, naive_patch and patch; it does not take parallelism '{config.parallelism}', "
+            "leave it at 'patch'"
         )
     request = request.replace(seed=secrets.randbelow(2**32) if request.seed is None else request.seed)
     takes: dict[str, Take] = {}

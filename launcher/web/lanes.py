@@ -28,10 +28,17 @@ def live(update: Update) -> dict[str, Any]:
         "title": TITLE,
         "method": method_name(str(update.config.get("parallelism", "patch"))),
         "lanes": [_lane(lane, update) for lane in update.lanes],
-        "steps": update.steps,
+        "steps": max([_slots(lane, update.steps) for lane in update.lanes], default=update.steps),
         "phases": update.phases if _warms_up(update.config) else "",
         "foot": f"Slowest device sets the pace: {milliseconds(max(paces))} ms" if len(paces) > 1 and any(paces) else "",
     }
+
+
+def _slots(lane: Lane, steps: int) -> int:
+    """Room for bars: one for each finished step of the engine, and for each timestep to come, however few steps it
+    takes in the end.
+    """
+    return len(lane.history) + steps - lane.step
 
 
 def _warms_up(config: Mapping[str, Any]) -> bool:

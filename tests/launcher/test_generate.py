@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -51,6 +52,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--split-scheme", "diagonal"], "unknown split_scheme 'diagonal'"),
         (["--warmup-steps", "-1"], "warmup_steps -1 is out of range"),
         (["--guidance-scale", "nan"], "guidance_scale nan is not a finite number"),
+        (["--parallelism", "paradigms", "--scheduler", "euler"], "needs the steps of DDIM and does not work with"),
+        (["--picard-window", "0"], "picard_window 0 is out of range; give a number from 1 to 1000"),
+        (["--picard-tolerance", "nan"], "picard_tolerance nan is not a finite number"),
         (["--seed", "-3"], "seed -3 is out of range"),
         (["--ranks", "5", "--height", "128"], "5 ranks cannot share 4 units of rows"),
         (["--ranks", "9"], "9 ranks cannot share 8 units of rows (height 256 is 8 x 32 pixels)"),
@@ -137,12 +141,12 @@ def test_ending_the_command_ends_its_ranks(tmp_path: Path, how: signal.Signals) 
         end(run, [run.pid, *pids, *descendants(run.pid)])
 
 
-def test_the_real_engine_from_the_command_line(tmp_path: Path) -> None:
+def real(tmp_path: Path, *options: str) -> dict[str, Any]:
+    """The report of a picture by the real engine."""
     words = ["--prompt", "a red lighthouse by the sea", "--output", "x.png", "--report", "x.json"]
-    words += ["--ranks", "2", "--device", "cpu", "--seed", "5"]
-    words += ["--height", "64", "--width", "96", "--steps", "3", "--warmup-steps", "0"]
+    words += ["--ranks", "2", "--device", "cpu", "--seed", "5", "--height", "64", "--width", "96", "--steps", "3"]
     run = subprocess.run(
-        [sys.executable, "-m", "launcher", "generate", *words],
+        [sys.executable, "-m", "launcher", "generate", *words, *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -151,10 +155,22 @@ def test_the_real_engine_from_the_command_line(tmp_path: Path) -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("x.png: 96 x 64, 3 steps, seed 5, 2 x cpu, ")
-    report = json.loads((tmp_path / "x.json").read_text())
-    assert report["image"] == "x.png"
-    assert [step["phase"] for step in report["steps"]] == ["sync", "stale", "stale"]
-    assert report["model"] == "embedded demo model"
-    assert all(seconds > 0 for seconds in report["seconds"].values())
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (96, 64)
+    report = dict(json.loads((tmp_path / "x.json").read_text()))
+    assert report["image"] == "x.png"
+    assert report["model"] == "embedded demo model"
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+    return report
+
+
+def test_the_real_engine_from_the_command_line(tmp_path: Path) -> None:
+    report = real(tmp_path, "--warmup-steps", "0")
+    assert [step["phase"] for step in report["steps"]] == ["sync", "stale", "stale"]
+    assert "picard" not in report
+    report = real(tmp_path, "--parallelism", "paradigms", "--picard-window", "3", "--picard-tolerance", "100")
+    assert report["picard"] == {"iterations": 1, "evaluations": 3}  # whatever moves, it is near enough
+    assert [len(step["ranks"]) for step in report["steps"]] == [2]
+    with Image.open(tmp_path / "x.png") as image:
+        assert "Parallelism: paradigms" in image.info["parameters"]
+        assert "Picard window: 3, Picard tolerance: 100" in image.info["parameters"]

@@ -90,6 +90,19 @@ def test_stop_ends_at_one_step_and_the_next_picture_is_unharmed(group: ToyGroup,
     assert same(group, picture)
 
 
+def test_a_picture_that_ends_early_and_one_stopped_before_that(group: ToyGroup, picture: bytes) -> None:
+    update = group.make("stride 4", steps=10)
+    assert (update["state"], update["step"], update["phases"]) == ("done", 10, "SSd")
+    assert [len(lane["history"]) for lane in update["lanes"]] == [3, 3]
+    req = group.submit("slow 100 stride 4", steps=40)
+    until(lambda: group.call("now", req=req)["step"] > 1)
+    group.call("cancel", req=req)
+    update = group.call("wait", req=req)
+    assert (update["state"], update["step"] % 4, len({lane["step"] for lane in update["lanes"]})) == ("cancelled", 0, 1)
+    assert update["message"] == f"Stopped at step {update['step']}. Your prompt and seed are kept."
+    assert same(group, picture)
+
+
 def test_an_idle_peer_sleeps_and_wakes_quickly(group: ToyGroup) -> None:
     group.make()
     peer = group.pids()[1]

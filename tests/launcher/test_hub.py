@@ -29,6 +29,39 @@ def test_a_picture_from_the_queue_to_the_history() -> None:
     assert group.hub.state == "idle"
 
 
+@pytest.mark.parametrize(("stride", "iterations"), [(2, 5), (3, 3), (8, 2), (9, 1), (50, 1)])
+def test_a_picture_may_need_fewer_steps_than_it_has_timesteps(stride: int, iterations: int) -> None:
+    group = ScriptedGroup(3, stride=stride).boot()
+    job = make_job(steps=9)
+    job.config["parallelism"] = "paradigms"
+    group.submit(job)
+    while job.converged < stride and job.converged < 9:
+        group.turn()
+    update = group.hub.update(job.id)
+    if update.state == "running":  # three timesteps in 21 ms are 7 ms each
+        pace = 21 / stride
+        assert update.message == f"Step {stride} / 9 · {pace:.0f} ms/step · {pace * (9 - stride) / 1000:.1f} s left"
+    group.settle()
+    update = group.hub.update(job.id)
+    assert (update.state, update.step, update.phases) == ("done", 9, "S" * iterations)
+    assert [(lane.step, len(lane.history)) for lane in update.lanes] == [(9, iterations)] * 3
+    assert update.report is not None
+    assert len(update.report["steps"]) == iterations
+    assert update.report["picard"] == {"iterations": iterations, "evaluations": 3 * iterations * stride}
+    assert not group.died
+    assert group.hub.state == "idle"
+
+
+def test_a_decode_that_not_every_rank_has_reached_is_not_granted() -> None:
+    group = ScriptedGroup(2, stride=4).boot()
+    job = group.submit(make_job(steps=4))
+    while not job.ranks[0].steps and not job.ranks[1].steps:
+        group.turn()
+    assert job.upto == 1
+    group.settle()
+    assert (job.state, job.upto) == ("done", 4)
+
+
 def test_requests_run_one_at_a_time_in_order() -> None:
     group = ScriptedGroup().boot()
     jobs = [group.submit(make_job(f"r-{n}")) for n in range(3)]
@@ -51,9 +84,10 @@ def test_running_words_figures_and_preview() -> None:
     assert [lane.median_ms for lane in update.lanes] == [21.0, 21.0]
 
 
+@pytest.mark.parametrize("stride", [1, 3])
 @pytest.mark.parametrize("turns", range(40))
-def test_stop_at_any_moment_leaves_all_ranks_after_the_same_step(turns: int) -> None:
-    group = ScriptedGroup(3, seed=turns).boot()
+def test_stop_at_any_moment_leaves_all_ranks_after_the_same_step(turns: int, stride: int) -> None:
+    group = ScriptedGroup(3, seed=turns, stride=stride).boot()
     job = group.submit(make_job(steps=8))
     for _ in range(turns):
         group.turn()
@@ -65,7 +99,7 @@ def test_stop_at_any_moment_leaves_all_ranks_after_the_same_step(turns: int) -> 
     assert len({rank.made.get(job.id) for rank in group.ranks}) == 1
     assert job.state == "done" or max(rank.made.get(job.id, -1) for rank in group.ranks) < 8
     if job.state == "cancelled":
-        made = group.ranks[0].made.get(job.id, -1) + 1
+        made = min((group.ranks[0].made.get(job.id, -1) + 1) * stride, 8)
         assert job.message == f"Stopped at step {made}. Your prompt and seed are kept."
         assert group.entries(job.id) == ["try", "stop", "finished"]
     after = group.submit(make_job("next"))
@@ -230,7 +264,15 @@ def test_weights_that_cannot_be_loaded_are_said_on_the_page() -> None:
     assert not group.died
 
 
-STEP = {"phase": "sync", "compute_ms": 1.0, "wait_ms": 0.0, "sent_bytes": 0, "memory_mb": 1.0}
+STEP = {
+    "converged": 2,
+    "evaluations": 1,
+    "phase": "sync",
+    "compute_ms": 1.0,
+    "wait_ms": 0.0,
+    "sent_bytes": 0,
+    "memory_mb": 1.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -238,6 +280,8 @@ STEP = {"phase": "sync", "compute_ms": 1.0, "wait_ms": 0.0, "sent_bytes": 0, "me
     [
         m.Step(req="r-1", step=3, **STEP),
         m.Step(req="r-9", step=0, **STEP),
+        m.Step(req="r-1", step=1, **{**STEP, "converged": 1}),
+        m.Step(req="r-1", step=1, **{**STEP, "converged": 5}),
         m.Ended(req="r-1", why="done", step=3),
         m.Ended(req="r-1", why="cancelled", step=0),
         m.Prepared(req="r-1", ok=True),
@@ -273,7 +317,7 @@ def test_only_the_last_finished_requests_are_kept() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_random_days_end_every_request_exactly_once(seed: int) -> None:
     source = random.Random(seed)
-    group = ScriptedGroup(source.choice([1, 2, 3]), seed=seed).boot()
+    group = ScriptedGroup(source.choice([1, 2, 3]), seed=seed, stride=1 + seed % 2).boot()
     jobs = []
     for n in range(12):
         faulty = source.choice(group.ranks)

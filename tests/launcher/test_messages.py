@@ -23,7 +23,17 @@ SAMPLES = [
     m.Ready(gen="ab12-1"),
     m.Prepared(req="r-1", ok=True, memory_mb=12.5, box=(0, 0, 256, 128)),
     m.Prepared(req="r-1", ok=False, error="no memory"),
-    m.Step(req="r-1", step=0, phase="stale", compute_ms=1, wait_ms=0.5, sent_bytes=10, memory_mb=1.0),
+    m.Step(
+        req="r-1",
+        step=0,
+        converged=1,
+        evaluations=1,
+        phase="stale",
+        compute_ms=1,
+        wait_ms=0.5,
+        sent_bytes=10,
+        memory_mb=1.0,
+    ),
     m.Ended(req="r-1", why="done", step=7, pictures=("/x.png",), seconds={"text": 0.1}),
     m.Ended(req="r-1", why="error", step=3, error="boom", at=5.5),
 ]

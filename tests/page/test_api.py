@@ -30,9 +30,15 @@ def test_exactly_three_names(page_server: tuple[str, FakeClient]) -> None:
     assert info["unnamed_endpoints"] == {}
 
 
-@pytest.mark.parametrize(("name", "split_batch"), [("/generate", True), ("/compare", None)])
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("/generate", [("split_batch", True), ("picard_window", None), ("picard_tolerance", 0.1)]),
+        ("/compare", [("split_batch", None)]),
+    ],
+)
 def test_parameters_and_their_defaults(
-    page_server: tuple[str, FakeClient], name: str, split_batch: bool | None
+    page_server: tuple[str, FakeClient], name: str, last: list[tuple[str, object]]
 ) -> None:
     with urllib.request.urlopen(page_server[0] + "gradio_api/info") as answer:
         prompt, *others = json.load(answer)["named_endpoints"][name]["parameters"]
@@ -50,7 +56,7 @@ def test_parameters_and_their_defaults(
         ("mode", "corrected_async_gn"),
         ("warmup_steps", 4),
         ("split_scheme", "row"),
-        ("split_batch", split_batch),
+        *last,
     ]
 
 
@@ -98,7 +104,7 @@ def test_compare(caller: Any, fake: FakeClient) -> None:
 @pytest.mark.parametrize(
     ("parallelism", "sentence"),
     [
-        ("single", "parallelism 'single' is one of its baselines"),
+        ("single", "does not take parallelism 'single', leave it at 'patch'"),
         ("magic", "Unknown parallelism 'magic'; choose one of"),
     ],
 )

@@ -125,6 +125,15 @@ def _lane(rank: int, box: tuple[int, int, int, int] | None, branch: str = "both"
     )
 
 
+def test_lanes_make_room_for_the_steps_that_are_needed() -> None:
+    lane = dataclasses.replace(_lane(0, (0, 0, 256, 256)), step=6)  # two iterations did six timesteps
+    update = Update(id="1", state="running", message="", step=6, steps=9, lanes=(lane,), config={"parallelism": "x"})
+    assert lanes.live(update)["steps"] == 5
+    assert lanes.live(update)["lanes"][0]["status"] == "step 6 / 9"
+    done = dataclasses.replace(update, state="done", step=9, lanes=(dataclasses.replace(lane, step=9),))
+    assert lanes.live(done)["steps"] == 2
+
+
 def test_lanes_and_strip() -> None:
     request = {"height": 256, "width": 256}
     update = Update(

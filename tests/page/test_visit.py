@@ -104,6 +104,17 @@ def test_recall_gives_only_own_pictures(client: FakeClient) -> None:
         visits.recall({**visit.NO_RUN, "busy": True}, WHO, id)
 
 
+def test_paradigms_with_its_baselines_and_without_ddim(client: FakeClient) -> None:
+    visits = Visits(client)
+    with pytest.raises(ValueError, match="paradigms needs the steps of DDIM and does not work with scheduler euler"):
+        visits.start(WHO, values(parallelism="paradigms", scheduler="euler"))
+    *_, last = visits.follow(visits.start(WHO, values(parallelism="paradigms"))["current"], WHO)
+    assert [card["name"] for card in last["cards"]["cards"]] == ["1 device", "Naive patch", "ParaDiGMS"]
+    assert [card["state"] for card in last["cards"]["cards"]] == ["done"] * 3
+    assert last["stage"]["label"] == "ParaDiGMS"
+    assert last["cards"]["story"].startswith("ParaDiGMS took")
+
+
 def test_looking_at_what_was_not_made_says_so(client: FakeClient) -> None:
     visits = Visits(client)
     *_, last = visits.follow(visits.start(WHO, values(run="+ Naive"))["current"], WHO)

@@ -21,10 +21,14 @@ def make_job(req: str = "r-1", *, steps: int = 4, attempts: int = 0) -> Job:
 
 
 class ScriptedRank:
-    """One rank's side of the protocol. `fail_at`: the step in which it raises (-1: preparing)."""
+    """One rank's side of the protocol. `fail_at`: the step in which it raises (-1: preparing). `stride`: timesteps that
+    a step takes the picture further.
+    """
 
-    def __init__(self, rank: int, world: int, fail_at: int | None = None, backend: str = "gloo") -> None:
-        self.rank, self.world, self.fail_at, self.backend = rank, world, fail_at, backend
+    def __init__(
+        self, rank: int, world: int, fail_at: int | None = None, backend: str = "gloo", stride: int = 1
+    ) -> None:
+        self.rank, self.world, self.fail_at, self.backend, self.stride = rank, world, fail_at, backend, stride
         self.inbox: list[m.Message] = []
         self.req, self.steps, self.step, self.upto = "", 0, -1, -1
         self.final: int | None = None
@@ -58,19 +62,22 @@ class ScriptedRank:
                     self.final = final
         if not self.req:
             return None
-        if self.step + 1 <= self.upto:
+        converged = min((self.step + 1) * self.stride, self.steps)
+        upcoming = self.step + 1 if converged < self.steps else self.steps
+        if upcoming <= self.upto:
             self.step += 1
             if self.step == self.fail_at:
                 self.step -= 1
                 return self._end("error", error="boom", at=now)
             self.made[self.req] = self.step
-            if self.step < self.steps:
+            if upcoming < self.steps:
                 figures = {"compute_ms": 20.0, "wait_ms": 1.0, "sent_bytes": 1, "memory_mb": 1.0}
+                figures |= {"converged": min(converged + self.stride, self.steps), "evaluations": self.stride}
                 return m.Step(req=self.req, step=self.step, phase="sync", **figures)
             first = {"pictures": ("/x.png",), "seconds": {"text": 0.1}} if self.rank == 0 else {}
             self.step -= 1
             return self._end("done", **first)
-        if self.final is not None and self.step + 1 > self.final:
+        if self.final is not None and upcoming > self.final:
             return self._end("cancelled")
         return None
 

@@ -1,9 +1,10 @@
 """A stand-in for the engine: a few numbers travel over the process group in every step, and faults happen on request.
-Prompts command it: "slow 50" (ms a step), "fail rank=1 step=3;", "kill rank=1 step=3;".
+Prompts command it: "slow 50" (ms a step), "stride 3" (timesteps a step), "fail rank=1 step=3;", "kill rank=1 step=3;".
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -48,12 +49,13 @@ class ToyEngine:
 
     def generate(self, request: GenerationRequest, config: DistriConfig) -> Iterator[Event]:
         pace = float(m[1]) / 1000 if (m := re.search(r"slow (\d+)", request.prompt)) else 0.02
+        stride = int(m[1]) if (m := re.search(r"stride (\d+)", request.prompt)) else 1
         mesh = self._mesh
         fault(request.prompt, mesh.rank, -1)
         state = torch.full((4,), float(request.seed % 1000))  # type: ignore[operator]
         rows = request.height // mesh.size  # type: ignore[operator]
         yield Prepared(memory_mb=1.0, box=(0, mesh.rank * rows, request.width or 0, (mesh.rank + 1) * rows))
-        for step in range(request.steps):
+        for step in range(math.ceil(request.steps / stride)):
             begin = time.perf_counter()
             time.sleep(pace)
             fault(request.prompt, mesh.rank, step)
@@ -65,6 +67,8 @@ class ToyEngine:
             yield StepDone(
                 step=step,
                 steps=request.steps,
+                converged=min((step + 1) * stride, request.steps),
+                evaluations=stride,
                 phase="sync" if step <= config.warmup_steps else "stale",
                 compute_ms=1000 * (waited - begin),
                 wait_ms=1000 * (end - waited),
