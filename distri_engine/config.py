@@ -22,6 +22,7 @@ class Parallelism(StrEnum):
     SINGLE = "single"  # one device does everything
     NAIVE_PATCH = "naive_patch"  # the UNet runs on each patch alone, patches never talk
     PATCH = "patch"  # displaced patch parallelism (DistriFusion, section 4)
+    TENSOR = "tensor"  # every layer's weights shared out, one all-reduce a layer (the paper's baseline, section 5)
 
 
 class SyncMode(StrEnum):

@@ -7,11 +7,13 @@ from distri_engine.methods.base import Method
 from distri_engine.methods.displaced import DisplacedPatch
 from distri_engine.methods.naive import NaivePatch
 from distri_engine.methods.single import Single
+from distri_engine.methods.tensor import TensorParallel
 
 METHODS: dict[Parallelism, Method] = {
     Parallelism.SINGLE: Single(),
     Parallelism.NAIVE_PATCH: NaivePatch(),
     Parallelism.PATCH: DisplacedPatch(),
+    Parallelism.TENSOR: TensorParallel(),
 }
 
-__all__ = ["METHODS", "DisplacedPatch", "Method", "NaivePatch", "Single"]
+__all__ = ["METHODS", "DisplacedPatch", "Method", "NaivePatch", "Single", "TensorParallel"]

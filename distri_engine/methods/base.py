@@ -17,6 +17,8 @@ class Method(ABC):
 
     rules: tuple[Rule, ...] = ()  # the plan; none: the model runs as it is
     alone = False  # one rank does everything; the others rest
+    whole = False  # every rank sees and makes the whole picture of its guidance branch; nothing is cut
+    displaced = False  # after warm-up, layers see the peers' values as they were one step ago
 
     @abstractmethod
     def boxes(
