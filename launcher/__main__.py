@@ -43,7 +43,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, default=request.guidance_scale, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, help="(default: random)")
     parser.add_argument("--scheduler", default=request.scheduler.value, help="ddim, euler or dpm-solver")
-    parser.add_argument("--parallelism", default=config.parallelism.value, help="single, naive_patch or patch")
+    parser.add_argument("--parallelism", default=config.parallelism.value, help="single, naive_patch, patch or tensor")
     parser.add_argument(
         "--mode",
         default=config.mode.value,

@@ -12,13 +12,14 @@ from launcher.web.names import METHODS, NOTES, method_name, seconds_text
 from launcher.web.pictures import likeness
 from launcher.web.take import Take
 
-ORDER = ("single", "naive_patch", "patch")
+BASELINES = ("single", "naive_patch")
 
 
 def cards(takes: Mapping[str, Take], *, running: str = "", waiting: Collection[str] = ()) -> dict[str, Any]:
     """One card a method, and the sentence. `running` is the method at work, `waiting` those still to come."""
     longest = max((take.seconds for take in takes.values()), default=0.0)
-    shown = [_card(method, takes, longest, running, waiting) for method in ORDER]
+    main = "tensor" if "tensor" in (*takes, running) else "patch"
+    shown = [_card(method, takes, longest, running, waiting) for method in (*BASELINES, main)]
     return {"cards": shown, "story": story(takes) if not running and not waiting else ""}
 
 

@@ -16,6 +16,7 @@ NOTES = {
     "patch": "patches share activations one step old",
     "naive_patch": "patches never talk: seams",
     "single": "reference, no patches",
+    "tensor": "weights shared out, exact",
 }
 
 

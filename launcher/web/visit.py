@@ -135,7 +135,8 @@ class Visits:
             frame["lanes"] = lanes.live(last)
         if stopped and not takes:
             return frame | {"stage": stage.ended(stopped)} | tools(usable=False)
-        pair = next((pair for pair in stage.PAIRS if all(side in takes for side in pair)), None)
+        main = next(iter(takes), "")  # the picture that was asked for is to be seen
+        pair = next((pair for pair in stage.PAIRS if main in pair and all(side in takes for side in pair)), None)
         return frame | _look(takes, pair, "slider")
 
     def look(self, run: Frame, pair: str, view: str) -> Frame:
