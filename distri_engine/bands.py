@@ -44,6 +44,13 @@ def split_units(units: int, ranks: int, lines: str = "rows") -> tuple[int, ...]:
     return tuple(share + (rank < larger) for rank in range(ranks))
 
 
+def spread(units: int, ranks: int) -> tuple[range, ...]:
+    """Share `units` among `ranks` as ranges; they differ by at most one unit, and some are empty if units are few."""
+    share, larger = divmod(units, ranks)
+    starts = [rank * share + min(rank, larger) for rank in range(ranks + 1)]
+    return tuple(range(start, stop) for start, stop in pairwise(starts))
+
+
 def cut_rows(height: int, width: int, unit: int, ranks: int) -> tuple[Box, ...]:
     """Cut a latent of `height` x `width` cells into `ranks` bands of whole rows, each a multiple of `unit` rows."""
     edges = _edges(height, unit, ranks, "rows")

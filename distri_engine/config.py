@@ -23,6 +23,7 @@ class Parallelism(StrEnum):
     NAIVE_PATCH = "naive_patch"  # the UNet runs on each patch alone, patches never talk
     PATCH = "patch"  # displaced patch parallelism (DistriFusion, section 4)
     PARADIGMS = "paradigms"  # Picard iterations over a window of timesteps (ParaDiGMS, Algorithm 1)
+    TENSOR = "tensor"  # every layer's weights shared out, one all-reduce a layer (the paper's baseline, section 5)
 
 
 class SyncMode(StrEnum):
@@ -72,10 +73,10 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> float:
-    """Return `value` as a float if it is a number in [low, high], else raise ValueError saying so."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ValueError(f"{name} {value!r} is not a number; give one from {low:g} to {high:g}")
-    if not low <= value <= high:  # NaN is not, either
+    """Return `value` as a float if it is a finite number in [low, high], else raise ValueError saying so."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
+        raise ValueError(f"{name} {value!r} is not a finite number; give one from {low:g} to {high:g}")
+    if not low <= value <= high:
         raise ValueError(f"{name} {value:g} is out of range; give a number from {low:g} to {high:g}")
     return float(value)
 

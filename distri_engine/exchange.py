@@ -327,6 +327,11 @@ class Exchange:
             {axes.rank_at(axes.cfg, peer): tensor for peer, tensor in receives.items()},
         )
 
+    def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
+        """The sum of everybody's `partial` over the ranks of this guidance branch, fresh at every step."""
+        axes = self.axes
+        return self.mesh.all_reduce(partial, [axes.rank_at(axes.cfg, patch) for patch in range(self.patches)])
+
     def note(self, slot: Slot, payload: torch.Tensor) -> None:
         """Remember in a synchronous step what `slot` needs to know if the next one is stale."""
         if self.config.mode in slot.fresh_in | slot.silent_in:

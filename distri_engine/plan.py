@@ -18,7 +18,7 @@ from distri_engine.layers.patch_attention import GatheredProjection, TextProject
 from distri_engine.layers.patch_conv import PatchConv2d, SlicedConv2d, halo_rows
 from distri_engine.layers.patch_norm import PatchGroupNorm
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
+Forward = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,18 @@ DISPLACED_RULES: tuple[Rule, ...] = (
 
 
 def apply_plan(tree: nn.Module, rules: Sequence[Rule], exchange: Exchange) -> PlanReport:
-    """Patch every module of `tree` that a rule matches, in place; make `tree` with `share` first.
+    """Patch every module of `tree` that a rule matches, in place; make `tree` with `share` first. A patched module
+    answers for everything inside it, to which no rule is applied any more.
 
     Raises ModelError for a layer that has no form on a band of rows.
     """
     report = PlanReport({rule.name: [] for rule in rules})
     parents = {"": tree}
+    patched: str | None = None  # the last one; what is inside it comes next
     for path, module in tree.named_modules():
         parents[path] = module
+        if patched is not None and path.startswith(f"{patched}."):
+            continue
         head, _, name = path.rpartition(".")
         site = Site(path=path, name=name, module=module, parent=parents[head])
         for rule in rules:
@@ -124,6 +128,7 @@ def apply_plan(tree: nn.Module, rules: Sequence[Rule], exchange: Exchange) -> Pl
                 # On the instance, so that names, weights and whatever wraps the module stay as they are.
                 module.forward = rule.patch(site, exchange)
                 report.paths[rule.name].append(path)
+                patched = path
                 break
     return report
 
@@ -156,20 +161,22 @@ def follow(tree: nn.Module, original: nn.Module) -> None:
         twin.__dict__.update({name: value for name, value in module.__dict__.items() if name not in _OWN})
 
 
-def check_supported(model: nn.Module) -> None:
-    """Raise UnsupportedError for features of `model` that would silently give a wrong picture on bands of rows."""
+def check_supported(model: nn.Module, *, whole: bool = False) -> None:
+    """Raise UnsupportedError for features of `model` that would silently give a wrong picture on bands of rows, or with
+    patched modules at all. `whole`: every rank sees the whole picture.
+    """
     for path, module in model.named_modules():
         where = path or "the model"
         if "forward" in module.__dict__:
             raise UnsupportedError(
-                f"{where} has a hook around its forward (CPU offload?), which has no form on bands; "
+                f"{where} has a hook around its forward (CPU offload?), which has no parallel form; "
                 "remove it, or use parallelism single"
             )
         if isinstance(getattr(module, "processor", None), FusedAttnProcessor2_0):
             raise UnsupportedError(
                 f"{where} has fused projections, which are not patched; call unfuse_qkv_projections() first"
             )
-        if any(getattr(module, name, None) is not None for name in ("s1", "s2", "b1", "b2")):
+        if not whole and any(getattr(module, name, None) is not None for name in ("s1", "s2", "b1", "b2")):
             raise UnsupportedError(f"{where} uses FreeU, which has no form on bands; call disable_freeu() first")
 
 

@@ -62,9 +62,8 @@ class ParallelUNet(nn.Module):
             self.parallel_config, guided=self.parallel_config.do_classifier_free_guidance if guided is None else guided
         )
         self._size: tuple[int, ...] | None = None  # of the latents, known at the first step
-        always_fresh = not self.method.rules or self.parallel_config.mode is SyncMode.FULL_SYNC
         warmup = self.parallel_config.warmup_steps
-        if always_fresh:
+        if not self.method.displaced or self.parallel_config.mode is SyncMode.FULL_SYNC:
             self.clock.begin(None)
         elif warmup == AUTO:
             self.clock.begin(None, adaptive=True)
@@ -120,11 +119,11 @@ class ParallelUNet(nn.Module):
                 f"a batch of {sample.shape[0]} cannot be halved between the guidance branches; "
                 "pass split_batch=False, or do_classifier_free_guidance=False"
             )
-        if not self.method.alone:
+        if not self.method.whole:
             for name in _WHOLE_PICTURE_ARGUMENTS:
                 if conditions.get(name) is not None:
                     raise UnsupportedError(
-                        f"{name} (ControlNet, T2I-Adapter) cannot be cut into patches; use parallelism single"
+                        f"{name} (ControlNet, T2I-Adapter) cannot be cut into patches; use parallelism tensor or single"
                     )
         boxes = self.method.boxes(self.parallel_config, step, size, self.unit, self.axes.patch_size)
         if self._size is None:
@@ -152,19 +151,24 @@ class ParallelUNet(nn.Module):
         def half(value: Any) -> Any:
             if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == batch:
                 return value.chunk(2)[self.axes.cfg]
+            if isinstance(value, list | tuple):
+                return type(value)(half(item) for item in value)
             return {key: half(item) for key, item in value.items()} if isinstance(value, dict) else value
 
         return half(sample), half(timestep), half(encoder_hidden_states), half(conditions)
 
     def _assemble(self, output: torch.Tensor, boxes: tuple[Box, ...]) -> dict[int, torch.Tensor]:
-        """output: [b, C, rows, columns] of this rank -> the outputs of all ranks, by rank."""
+        """output: [b, C, rows, columns] of this rank -> by rank, the outputs that make the picture."""
         if self.method.alone or self.mesh.size == 1:
             return {self.mesh.rank: output}
         # In an adaptive warm-up a number rides along, so that all ranks end it after the same step.
         warming = self.clock.adaptive and self.clock.step.phase is Phase.SYNC
         riders = output.new_tensor([self._exchange.change()] if warming else [])
         mine = torch.cat([output.flatten(), riders]).to(self.mesh.wire_device)
-        peers = [rank for rank in range(self.mesh.size) if rank != self.mesh.rank]
+        axes = self.axes
+        patches = [axes.patch] if self.method.whole else range(axes.patch_size)
+        ranks = [axes.rank_at(cfg, patch) for cfg in range(axes.cfg_size) for patch in patches]
+        peers = [rank for rank in ranks if rank != self.mesh.rank]
         shapes = {
             rank: (*output.shape[:2], boxes[rank % len(boxes)].rows, boxes[rank % len(boxes)].cols) for rank in peers
         }
@@ -195,7 +199,7 @@ class ParallelUNet(nn.Module):
     def _tree_of(self, method: Method) -> Callable[..., Any]:
         if not method.rules:
             return self.unet.__call__
-        check_supported(self.unet)
+        check_supported(self.unet, whole=method.whole)
         current = structure(self.unet)
         if current != self._structure:
             self._trees.clear()

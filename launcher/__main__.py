@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from distri_engine.config import DistriConfig
+from distri_engine.config import DistriConfig, Parallelism
 from distri_engine.request import GenerationRequest
 from launcher.generate import Failed, check_target, make_picture
 from launcher.options import OneLineParser, add_group_options, refuse
@@ -43,9 +43,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, default=request.guidance_scale, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, help="(default: random)")
     parser.add_argument("--scheduler", default=request.scheduler.value, help="ddim, euler or dpm-solver")
-    parser.add_argument(
-        "--parallelism", default=config.parallelism.value, help="single, naive_patch, patch or paradigms"
-    )
+    parser.add_argument("--parallelism", default=config.parallelism.value, help=", ".join(Parallelism))
     parser.add_argument(
         "--mode",
         default=config.mode.value,

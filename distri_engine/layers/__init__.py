@@ -1,1 +1,1 @@
-"""Patched layers: each computes one kind of layer on a band of rows, as its plain twin would on the whole picture."""
+"""Patched layers: each computes, on a band of rows or with a share of the weights, what its plain twin would."""

@@ -8,12 +8,24 @@ from distri_engine.methods.displaced import DisplacedPatch
 from distri_engine.methods.naive import NaivePatch
 from distri_engine.methods.paradigms import Paradigms
 from distri_engine.methods.single import Single
+from distri_engine.methods.tensor import TensorParallel
 
 METHODS: dict[Parallelism, Method] = {
     Parallelism.SINGLE: Single(),
     Parallelism.NAIVE_PATCH: NaivePatch(),
     Parallelism.PATCH: DisplacedPatch(),
     Parallelism.PARADIGMS: Paradigms(),
+    Parallelism.TENSOR: TensorParallel(),
 }
 
-__all__ = ["METHODS", "Advance", "DisplacedPatch", "Method", "NaivePatch", "Paradigms", "Predict", "Single"]
+__all__ = [
+    "METHODS",
+    "Advance",
+    "DisplacedPatch",
+    "Method",
+    "NaivePatch",
+    "Paradigms",
+    "Predict",
+    "Single",
+    "TensorParallel",
+]

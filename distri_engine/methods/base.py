@@ -37,6 +37,8 @@ class Method(ABC):
     rules: tuple[Rule, ...] = ()  # the plan; none: the model runs as it is
     alone = False  # one rank does everything; the others rest
     over_time = False  # ranks share timesteps and not the picture: the model is called by itself, not by ParallelUNet
+    whole = False  # every rank sees and makes the whole picture of its guidance branch; nothing is cut
+    displaced = False  # after warm-up, layers see the peers' values as they were one step ago
 
     @abstractmethod
     def boxes(

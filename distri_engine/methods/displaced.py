@@ -17,6 +17,7 @@ class DisplacedPatch(Method):
     """DistriFusion."""
 
     rules = DISPLACED_RULES
+    displaced = True
 
     def boxes(
         self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int

@@ -11,7 +11,7 @@ from launcher.web.names import method_name
 from launcher.web.pictures import thumbnail
 
 SIZE = 24
-PREFERRED = ("patch", "paradigms", "naive_patch", "single")
+PREFERRED = ("patch", "tensor", "paradigms", "naive_patch", "single")
 
 
 def runs(records: Sequence[Record]) -> list[list[Record]]:

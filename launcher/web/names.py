@@ -17,6 +17,7 @@ NOTES = {
     "naive_patch": "patches never talk: seams",
     "single": "reference, no patches",
     "paradigms": "several timesteps at once",
+    "tensor": "weights shared out, exact",
 }
 
 

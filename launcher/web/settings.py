@@ -14,7 +14,13 @@ from distri_engine.request import MAX_SEED, GenerationRequest, Scheduler
 from launcher.schema import ModelInfo, Status
 
 RUNS = {"DistriFusion": (), "+ Naive": ("naive_patch",), "+ Naive + 1 device": ("naive_patch", "single")}
-METHODS = (Parallelism.PATCH, Parallelism.NAIVE_PATCH, Parallelism.PARADIGMS, Parallelism.SINGLE)
+METHODS = (
+    Parallelism.PATCH,
+    Parallelism.NAIVE_PATCH,
+    Parallelism.TENSOR,
+    Parallelism.PARADIGMS,
+    Parallelism.SINGLE,
+)
 SPLIT_BATCH = {"auto": None, "on": True, "off": False}
 
 DEFAULTS: dict[str, Any] = {
@@ -78,6 +84,7 @@ WORDS = {
     "patch": "DistriFusion (displaced patches)",
     "naive_patch": "Naive patch (patches never talk)",
     "paradigms": "ParaDiGMS (several timesteps at once)",
+    "tensor": "Tensor parallel (weights shared out, exact)",
     "single": "1 device",
     "full_sync": "full_sync: everything fresh, exact",
     "sync_gn": "sync_gn: GroupNorm fresh",

@@ -86,6 +86,7 @@ def test_settings_change_on_every_request_and_leave_no_trace() -> None:
     changing += [
         job(config={"parallelism": "naive_patch", "split_scheme": "alternate"}),
         job(config={"parallelism": "single"}),
+        job(config={"parallelism": "tensor"}),
         job(config={"split_batch": True}),
     ]
     for changed, one in zip(run_on_ranks(2, pictures, changing)[0], changing, strict=True):

@@ -60,6 +60,16 @@ def test_cards_and_story(tmp_path: Path) -> None:
     )
 
 
+def test_tensor_parallel_takes_the_place_of_distrifusion(tmp_path: Path) -> None:
+    takes = {"tensor": take(tmp_path, "tensor", 3.0, 100), "single": take(tmp_path, "single", 4.0, 100)}
+    shown = cards.cards(takes)
+    assert [card["name"] for card in shown["cards"]] == ["1 device", "Naive patch", "Tensor parallel"]
+    assert "∞ dB (equal)" in shown["cards"][2]["note"]
+    assert shown["story"].startswith("Tensor parallel took 75 % of one device's time")
+    assert cards.cards({}, running="tensor", waiting=["single"])["cards"][2]["state"] == "running"
+    assert takes["tensor"].boxes() == ()
+
+
 def test_story_of_a_single_picture_and_of_a_slow_one(tmp_path: Path) -> None:
     ours = take(tmp_path, "patch", 2.0, 100)
     assert cards.story({"patch": ours}).startswith("DistriFusion took 2.00 s; 0 % of its denoising")

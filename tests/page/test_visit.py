@@ -124,6 +124,14 @@ def test_looking_at_what_was_not_made_says_so(client: FakeClient) -> None:
     assert visits.look(last["current"], "Naive | DistriFusion", "Side by side")["stage"]["view"] == "sides"
 
 
+def test_the_picture_that_was_asked_for_is_shown(client: FakeClient) -> None:
+    visits = Visits(client)
+    chosen = values(run="+ Naive + 1 device", parallelism="tensor")
+    *_, last = visits.follow(visits.start(WHO, chosen)["current"], WHO)
+    assert last["stage"]["label"] == "Tensor parallel"
+    assert list(last["current"]["takes"]) == ["tensor", "naive_patch", "single"]
+
+
 def test_page_that_lost_track_is_not_busy_for_ever(client: FakeClient) -> None:
     frame = Visits(client).give_up({"ids": ["gone"], "busy": True, "takes": {}})
     assert frame["generate"]["interactive"]
