@@ -21,7 +21,9 @@ ENGINE = [path for path in PRODUCT if path.is_relative_to(ROOT / "distri_engine"
 FLOORS = (
     {"engine"},
     {"pipelines", "preview"},
+    {"controlnet", "lora"},
     {"unet", "vae", "graphs"},
+    {"parallel_model"},
     {"methods"},
     {"plan"},
     {"layers"},

@@ -16,7 +16,10 @@ class Method(ABC):
     """A system of the paper. Stateless: what a picture remembers lives in the exchange."""
 
     rules: tuple[Rule, ...] = ()  # the plan; none: the model runs as it is
+    condition_rules: tuple[Rule, ...] = ()  # the plan of a ControlNet beside it
     alone = False  # one rank does everything; the others rest
+    whole = False  # every rank sees and makes the whole picture of its guidance branch; nothing is cut
+    displaced = False  # after warm-up, layers see the peers' values as they were one step ago
 
     @abstractmethod
     def boxes(

@@ -14,6 +14,7 @@ class Single(Method):
     """The whole picture, unpatched."""
 
     alone = True
+    whole = True
 
     def boxes(
         self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int
