@@ -41,6 +41,7 @@ def parallel_controlnet(
             f"{type(net).__name__} is not supported beside a parallel UNet; use ControlNetModel, or plain diffusers"
         )
     parallel = ParallelControlNet(net, unet.parallel_config, unet.mesh)
+    parallel.unit = unet.unit  # the same patches, whatever the net's own depth
     parallel.begin(guided=unet.guided)
     unet.followers.add(parallel)
     return parallel
