@@ -283,7 +283,7 @@ def test_naive_patches_get_their_part_of_every_condition() -> None:
 # --- diffusers' pipelines
 
 
-PIPELINE_CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0, "output_type": "latent"}
+PIPELINE_CALL: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "latent"}
 PIPELINE_CALL |= {"height": 192, "width": 64}
 
 
