@@ -24,7 +24,8 @@ def skip_absent_text_encoders(pipeline: Any) -> None:
         if text_encoder is not None:
             load(state_dict, network_alphas, text_encoder, prefix=prefix, **rest)
         elif any(key.startswith(f"{prefix}.") for key in state_dict):
-            absent.setdefault(prefix, []).append(rest.get("adapter_name") or "default_0")
+            names = absent.setdefault(prefix, [])
+            names.append(rest.get("adapter_name") or f"default_{len(names)}")  # as diffusers would name it
 
     def list_everywhere() -> dict[str, list[str]]:
         return listed() | {part: list(names) for part, names in absent.items() if names}
