@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distri_engine.config import DistriConfig, Parallelism, SplitScheme, SyncMode
+    from distri_engine.controlnet import parallel_controlnet
     from distri_engine.engine import Engine
     from distri_engine.errors import EngineError, MeshError, ModelError, UnsupportedError
     from distri_engine.mesh import Mesh, open_mesh
@@ -33,6 +34,7 @@ _HOME = {
     "GenerationRequest": "request",
     "Scheduler": "request",
     "ParallelUNet": "unet",
+    "parallel_controlnet": "controlnet",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "SyncMode",
     "UnsupportedError",
     "open_mesh",
+    "parallel_controlnet",
 ]
 
 

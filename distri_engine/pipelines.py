@@ -17,6 +17,7 @@ from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOut
 from distri_engine.bands import check_cut
 from distri_engine.config import DistriConfig, check_size
 from distri_engine.errors import ModelError, UnsupportedError
+from distri_engine.lora import skip_absent_text_encoders
 from distri_engine.mesh import Mesh, open_mesh
 from distri_engine.methods import METHODS
 from distri_engine.sampling import check_over_time, sample_over_time
@@ -65,6 +66,7 @@ class DistriSDXLPipeline:
             self.mesh = stack.enter_context(open_mesh(distri_config)) if mesh is None else mesh
             self.distri_config = distri_config
             self.pipeline = pipeline
+            skip_absent_text_encoders(pipeline)
             self.unet = pipeline.unet
             self._decoder = ParallelDecoder(pipeline.vae, self.mesh)
             # Leaves the group; at the latest when the pipeline or the program ends.

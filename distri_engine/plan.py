@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
@@ -14,7 +15,8 @@ from torch import nn
 
 from distri_engine.errors import ModelError, UnsupportedError
 from distri_engine.exchange import Exchange
-from distri_engine.layers.patch_attention import GatheredProjection, TextProjection
+from distri_engine.layers.once import ConditionEmbedding, Once
+from distri_engine.layers.patch_attention import GatheredProjection
 from distri_engine.layers.patch_conv import PatchConv2d, SlicedConv2d, halo_rows
 from distri_engine.layers.patch_norm import PatchGroupNorm
 
@@ -100,11 +102,21 @@ DISPLACED_RULES: tuple[Rule, ...] = (
         lambda site: _is_projection(site, of_text=False),
         lambda site, exchange: GatheredProjection(site.module.forward, exchange.gather()),
     ),
+    # Not one that an adapter is wrapped around: its scale may change from step to step.
     Rule(
         "text projection",
-        lambda site: _is_projection(site, of_text=True),
-        lambda site, exchange: TextProjection(site.module.forward, exchange.clock),
+        lambda site: _is_projection(site, of_text=True) and not any(site.module.children()),
+        lambda site, exchange: Once(site.module.forward, exchange.clock),
     ),
+)
+
+CONTROLNET_RULES: tuple[Rule, ...] = (
+    Rule(
+        "conditioning image",
+        lambda site: site.path == "controlnet_cond_embedding",
+        lambda site, exchange: ConditionEmbedding(site.module.forward, exchange),
+    ),
+    *DISPLACED_RULES,
 )
 
 
@@ -116,10 +128,10 @@ def apply_plan(tree: nn.Module, rules: Sequence[Rule], exchange: Exchange) -> Pl
     """
     report = PlanReport({rule.name: [] for rule in rules})
     parents = {"": tree}
-    patched: str | None = None  # the last one; what is inside it comes next
+    taken = "no module yet"  # the last patched one; what is inside it follows at once
     for path, module in tree.named_modules():
         parents[path] = module
-        if patched is not None and path.startswith(f"{patched}."):
+        if path.startswith(f"{taken}."):
             continue
         head, _, name = path.rpartition(".")
         site = Site(path=path, name=name, module=module, parent=parents[head])
@@ -128,7 +140,7 @@ def apply_plan(tree: nn.Module, rules: Sequence[Rule], exchange: Exchange) -> Pl
                 # On the instance, so that names, weights and whatever wraps the module stay as they are.
                 module.forward = rule.patch(site, exchange)
                 report.paths[rule.name].append(path)
-                patched = path
+                taken = path
                 break
     return report
 
@@ -161,6 +173,22 @@ def follow(tree: nn.Module, original: nn.Module) -> None:
         twin.__dict__.update({name: value for name, value in module.__dict__.items() if name not in _OWN})
 
 
+# diffusers' processors that ask the attention module for keys and values once, and treat every query alike.
+_SAFE_PROCESSORS = frozenset(
+    {
+        "AttnProcessor",
+        "AttnProcessor2_0",
+        "AttnProcessorNPU",
+        "SlicedAttnProcessor",
+        "XFormersAttnProcessor",
+        "XLAFlashAttnProcessor2_0",
+        "IPAdapterAttnProcessor",
+        "IPAdapterAttnProcessor2_0",
+        "IPAdapterXFormersAttnProcessor",
+    }
+)
+
+
 def check_supported(model: nn.Module, *, whole: bool = False) -> None:
     """Raise UnsupportedError for features of `model` that would silently give a wrong picture on bands of rows, or with
     patched modules at all. `whole`: every rank sees the whole picture.
@@ -176,10 +204,39 @@ def check_supported(model: nn.Module, *, whole: bool = False) -> None:
             raise UnsupportedError(
                 f"{where} has fused projections, which are not patched; call unfuse_qkv_projections() first"
             )
-        if not whole and any(getattr(module, name, None) is not None for name in ("s1", "s2", "b1", "b2")):
+        if whole:
+            continue
+        if any(getattr(module, name, None) is not None for name in ("s1", "s2", "b1", "b2")):
             raise UnsupportedError(f"{where} uses FreeU, which has no form on bands; call disable_freeu() first")
+        if isinstance(module, Attention):
+            _check_processor(where, module.processor)
+        if hasattr(module, "base_layer"):
+            _check_adapter(where, module)
 
 
-def structure(module: nn.Module) -> tuple[int, ...]:
+def _check_processor(where: str, processor: object) -> None:
+    """Of processors that somebody else wrote, nothing is known: they run."""
+    kind = type(processor)
+    if kind.__module__.startswith("diffusers.") and kind.__name__ not in _SAFE_PROCESSORS:
+        raise UnsupportedError(
+            f"{where} has the attention processor {kind.__name__}, which has no form on bands; "
+            "call set_default_attn_processor(), or use parallelism single"
+        )
+
+
+def _check_adapter(where: str, layer: Any) -> None:
+    """layer: one of peft's. LoRA's own convolutions are modules, which are patched; other kinds call F.conv2d."""
+    base = layer.get_base_layer()
+    if not isinstance(base, nn.Conv2d) or max(base.kernel_size) == 1 or layer.merged or layer.disable_adapters:
+        return
+    is_lora = type(layer).__module__.startswith("peft.tuners.lora")
+    if not is_lora or set(layer.active_adapters) & set(layer.lora_variant):
+        raise UnsupportedError(
+            f"{where} has an adapter of a kind (DoRA, LoKr, ...) that has no form on bands around a convolution; "
+            "call fuse_lora() first, or use parallelism single"
+        )
+
+
+def structure(module: nn.Module) -> tuple[nn.Module, ...]:
     """Changes when modules are added or replaced, as adapters do; then trees made of `module` are out of date."""
-    return tuple(id(part) for part in module.modules())
+    return tuple(module.modules())  # themselves: the id of one that is gone may come back as another's

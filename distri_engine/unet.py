@@ -4,79 +4,43 @@ architecture of this engine in five verbs: take, cut, run, assemble, join.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from torch import nn
 
 from distri_engine.bands import Box
-from distri_engine.config import AUTO, DistriConfig, SyncMode
+from distri_engine.config import DistriConfig
 from distri_engine.errors import UnsupportedError
-from distri_engine.exchange import Exchange
-from distri_engine.mesh import Axes, Mesh
-from distri_engine.methods import METHODS, Method
-from distri_engine.plan import PlanReport, apply_plan, check_supported, follow, share, structure
-from distri_engine.step import Phase, StepClock
+from distri_engine.mesh import Mesh
+from distri_engine.parallel_model import ParallelModel
+from distri_engine.step import Phase
 
-_WHOLE_PICTURE_ARGUMENTS = (
+# What ControlNets and T2I-Adapters add inside the UNet, level by level.
+_RESIDUALS = (
     "down_block_additional_residuals",
     "mid_block_additional_residual",
     "down_intrablock_additional_residuals",
 )
+# Arguments for attention processors that place something in the whole picture.
+_WHOLE_PICTURE_ARGUMENTS = {"ip_adapter_masks": "IP-Adapter masks", "gligen": "GLIGEN boxes"}
 
 
-class ParallelUNet(nn.Module):
+class ParallelUNet(ParallelModel):
     """Wraps a `UNet2DConditionModel`: same arguments, same result, full size, on every rank.
 
     The wrapped model stays as it was and keeps its parameter names; every attribute that is not found here is its own.
-    Methods that patch layers run a second tree of modules over the same weights.
     """
 
     def __init__(self, unet: UNet2DConditionModel, config: DistriConfig, mesh: Mesh) -> None:
-        super().__init__()
-        self.unet = unet
-        self.mesh = mesh
-        self.parallel_config = config
-        self.unit = 2 ** (len(unet.config.block_out_channels) - 1)  # latent rows
-        self.clock = StepClock()
-        self.report = PlanReport()
-        self._trees: dict[tuple[Any, ...], nn.Module] = {}
-        self._structure: tuple[int, ...] = ()
-        self._tree: Callable[..., Any] = unet.__call__
-        self._exchange = Exchange(mesh, self.clock)
-        self.begin(config)
+        super().__init__(unet, config, mesh)
 
-    def begin(self, config: DistriConfig | None = None, *, guided: bool | None = None) -> None:
-        """Start of a picture: rewinds the clock. Size, method and mode may differ from the last picture's.
-
-        `guided` says whether the batch holds both guidance branches, unconditional first; default: as configured.
-        """
-        if config is not None:
-            self.parallel_config = config
-        self.method = METHODS[self.parallel_config.parallelism]
-        self.axes: Axes = self.mesh.axes(
-            self.parallel_config, guided=self.parallel_config.do_classifier_free_guidance if guided is None else guided
-        )
-        self._size: tuple[int, ...] | None = None  # of the latents, known at the first step
-        warmup = self.parallel_config.warmup_steps
-        if not self.method.displaced or self.parallel_config.mode is SyncMode.FULL_SYNC:
-            self.clock.begin(None)
-        elif warmup == AUTO:
-            self.clock.begin(None, adaptive=True)
-        else:
-            self.clock.begin(warmup)
-
-    def end(self) -> None:
-        """End of a picture: waits for messages still in flight. Every rank must get here after the same step."""
-        self._exchange.drain()
-
-    def forget(self) -> None:
-        """Free the exchange's buffers and let go of every message: the mesh is gone."""
-        self._exchange.forget()
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The wrapped model."""
+        return self.model
 
     @torch.no_grad()
     def forward(
@@ -91,51 +55,36 @@ class ParallelUNet(nn.Module):
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
         """sample: [B, 4, H, W] latents -> `.sample`: [B, 4, H, W] noise prediction, the same on every rank.
 
+        Residuals of ControlNets and T2I-Adapters may have the size of the whole picture or of this rank's patch.
         Raises ValueError if the latents do not fit the mesh, UnsupportedError for inputs that have no form on bands.
         """
         conditions["class_labels"] = class_labels
-        boxes = self._start_step(sample, conditions)
+        self._check(sample, conditions)
+        boxes = self._start_step(sample)
         sample, timestep, encoder_hidden_states, conditions = self._take(  # this rank's guidance branch
             sample, timestep, encoder_hidden_states, conditions
         )
         box = boxes[self.axes.patch]
-        patch = self.method.feed(sample, box)  # cut
+        patch, conditions = self._cut(sample, conditions, box)
         output = self._tree(patch, timestep, encoder_hidden_states, return_dict=False, **conditions)[0]  # run
         self._exchange.finish_step()
         pieces = self._assemble(output, boxes)  # every rank's patch
         picture = self._join(pieces, boxes)  # both branches
         return UNet2DConditionOutput(sample=picture) if return_dict else (picture,)
 
-    # --- the five verbs
+    def _check(self, sample: torch.Tensor, conditions: dict[str, Any]) -> None:
+        for name, what in _WHOLE_PICTURE_ARGUMENTS.items():
+            if not self.method.whole and (conditions.get("cross_attention_kwargs") or {}).get(name) is not None:
+                raise UnsupportedError(f"{what} ({name}) cannot be cut into patches; use parallelism single")
+        for follower in self.followers:
+            halved = getattr(follower, "halved", None)
+            if halved not in (None, sample.shape[0]):
+                raise ValueError(
+                    f"the ControlNet halved a batch of {halved} between the guidance branches, the UNet's is "
+                    f"{sample.shape[0]}; pass it the same batch, or guess_mode=True for the conditional half alone"
+                )
 
-    def _start_step(self, sample: torch.Tensor, conditions: Mapping[str, Any]) -> tuple[Box, ...]:
-        step = self.clock.tick()
-        size = (int(sample.shape[2]), int(sample.shape[3]))
-        for length, side in zip(size, ("rows", "columns"), strict=True):
-            if length % self.unit:
-                raise ValueError(f"{length} latent {side} are not a multiple of {self.unit}, the unit of this UNet")
-        if self.axes.cfg_size == 2 and sample.shape[0] % 2:
-            raise ValueError(
-                f"a batch of {sample.shape[0]} cannot be halved between the guidance branches; "
-                "pass split_batch=False, or do_classifier_free_guidance=False"
-            )
-        if not self.method.whole:
-            for name in _WHOLE_PICTURE_ARGUMENTS:
-                if conditions.get(name) is not None:
-                    raise UnsupportedError(
-                        f"{name} (ControlNet, T2I-Adapter) cannot be cut into patches; use parallelism tensor or single"
-                    )
-        boxes = self.method.boxes(self.parallel_config, step, size, self.unit, self.axes.patch_size)
-        if self._size is None:
-            self._size = tuple(sample.shape)
-            self._tree = self._tree_of(self.method)
-            self._exchange.begin(self.parallel_config, self.axes, boxes)
-        elif self._size != tuple(sample.shape):
-            raise ValueError(
-                f"latents changed from {self._size} to {tuple(sample.shape)} within a picture; call begin() first"
-            )
-        self._exchange.start_step()
-        return boxes
+    # --- the five verbs
 
     def _take(
         self,
@@ -144,18 +93,38 @@ class ParallelUNet(nn.Module):
         encoder_hidden_states: torch.Tensor,
         conditions: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor | float | int, torch.Tensor, dict[str, Any]]:
-        if self.axes.cfg_size == 1 or self.method.alone:
-            return sample, timestep, encoder_hidden_states, conditions
-        batch = sample.shape[0]
+        return self._half(sample.shape[0], (sample, timestep, encoder_hidden_states, conditions))
 
-        def half(value: Any) -> Any:
-            if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == batch:
-                return value.chunk(2)[self.axes.cfg]
-            if isinstance(value, list | tuple):
-                return type(value)(half(item) for item in value)
-            return {key: half(item) for key, item in value.items()} if isinstance(value, dict) else value
+    def _cut(self, sample: torch.Tensor, conditions: dict[str, Any], box: Box) -> tuple[torch.Tensor, dict[str, Any]]:
+        size = (int(sample.shape[2]), int(sample.shape[3]))
+        cut = dict(conditions)
+        for name in _RESIDUALS:
+            given = conditions.get(name)
+            if isinstance(given, torch.Tensor):
+                cut[name] = self._cut_residual(name, given, size, box)
+            elif given is not None:  # a list of our own: the UNet takes the residuals out of it
+                cut[name] = [self._cut_residual(name, residual, size, box) for residual in given]
+        return self.method.feed(sample, box), cut
 
-        return half(sample), half(timestep), half(encoder_hidden_states), half(conditions)
+    def _cut_residual(self, name: str, residual: torch.Tensor, size: tuple[int, int], box: Box) -> torch.Tensor:
+        """residual: [b, C, h, w] of the whole picture, at any level of the UNet -> this rank's patch of it; one that is
+        a patch already, or 1 x 1, stays as it is.
+        """
+        shape = (int(residual.shape[-2]), int(residual.shape[-1]))
+        scale = 1
+        while scale <= self.unit:
+            if shape == (box.rows // scale, box.cols // scale):
+                return residual
+            if shape == (size[0] // scale, size[1] // scale):
+                top, bottom, left, right = (edge // scale for edge in (box.top, box.bottom, box.left, box.right))
+                return residual[..., top:bottom, left:right]
+            scale *= 2
+        if shape == (1, 1):
+            return residual
+        raise ValueError(
+            f"{name} holds a residual of {shape[0]} x {shape[1]}, which is no level of the {size[0]} x {size[1]} "
+            f"latents, nor of this rank's {box.rows} x {box.cols}; run the ControlNet or adapter at the picture's size"
+        )
 
     def _assemble(self, output: torch.Tensor, boxes: tuple[Box, ...]) -> dict[int, torch.Tensor]:
         """output: [b, C, rows, columns] of this rank -> by rank, the outputs that make the picture."""
@@ -177,7 +146,8 @@ class ParallelUNet(nn.Module):
         if warming:
             changes = torch.stack([messages.get(rank, mine)[-1] for rank in range(self.mesh.size)])
             if float(changes.double().mean()) <= self.parallel_config.warmup_threshold:
-                self.clock.settle()
+                for model in (self, *self.followers):
+                    model.clock.settle()
         pieces = {rank: message[: prod(shapes[rank])].view(shapes[rank]) for rank, message in messages.items()}
         pieces[self.mesh.rank] = output
         return pieces
@@ -193,43 +163,3 @@ class ParallelUNet(nn.Module):
             box = boxes[patch]
             picture[branch, :, :, box.top : box.bottom, box.left : box.right] = piece.to(mine.device)
         return picture.flatten(0, 1)
-
-    # --- the trees of modules
-
-    def _tree_of(self, method: Method) -> Callable[..., Any]:
-        if not method.rules:
-            return self.unet.__call__
-        check_supported(self.unet, whole=method.whole)
-        current = structure(self.unet)
-        if current != self._structure:
-            self._trees.clear()
-            self._exchange.close_slots()
-            self._structure = current
-        if method.rules not in self._trees:
-            tree = share(self.unet)
-            self.report = apply_plan(tree, method.rules, self._exchange)
-            if self.parallel_config.verbose and self.mesh.rank == 0:
-                print(f"plan: {self.report}")
-            self._trees[method.rules] = tree
-        follow(self._trees[method.rules], self.unet)
-        return self._trees[method.rules].__call__  # a bound method: an attribute that is a module would be registered
-
-    # --- a diffusers model for everybody else
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("unet"), name)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The wrapped model's, with diffusers' own names."""
-        return self.unet.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Into the wrapped model, and so into every method's tree."""
-        return self.unet.load_state_dict(*args, **kwargs)
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """The wrapped model's, with diffusers' own names."""
-        return self.unet.named_parameters(*args, **kwargs)

@@ -35,6 +35,7 @@ class Method(ABC):
     """A system of the paper. Stateless: what a picture remembers lives in the exchange."""
 
     rules: tuple[Rule, ...] = ()  # the plan; none: the model runs as it is
+    condition_rules: tuple[Rule, ...] = ()  # the plan of a ControlNet beside it
     alone = False  # one rank does everything; the others rest
     over_time = False  # ranks share timesteps and not the picture: the model is called by itself, not by ParallelUNet
     whole = False  # every rank sees and makes the whole picture of its guidance branch; nothing is cut

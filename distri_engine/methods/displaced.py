@@ -9,7 +9,7 @@ import torch
 from distri_engine.bands import Box, cut_rows
 from distri_engine.config import DistriConfig
 from distri_engine.methods.base import Method
-from distri_engine.plan import DISPLACED_RULES
+from distri_engine.plan import CONTROLNET_RULES, DISPLACED_RULES
 from distri_engine.step import Step
 
 
@@ -17,6 +17,7 @@ class DisplacedPatch(Method):
     """DistriFusion."""
 
     rules = DISPLACED_RULES
+    condition_rules = CONTROLNET_RULES
     displaced = True
 
     def boxes(

@@ -134,7 +134,7 @@ def test_layers_equal_their_plain_twins(world: int) -> None:
 
 
 def test_text_projection_is_computed_once_a_picture() -> None:
-    from distri_engine.layers.patch_attention import TextProjection
+    from distri_engine.layers.once import Once
     from distri_engine.step import StepClock
 
     calls = []
@@ -145,7 +145,7 @@ def test_text_projection_is_computed_once_a_picture() -> None:
 
     clock = StepClock()
     clock.begin(None)
-    layer, text = TextProjection(project, clock), torch.ones(1, 7, 4)
+    layer, text = Once(project, clock), torch.ones(1, 7, 4)
     assert torch.equal(layer(text), text * 2)
     assert torch.equal(layer(text), text * 2)
     assert len(calls) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 
@@ -41,6 +41,20 @@ def tiny_sd15_unet(seed: int = 0) -> UNet2DConditionModel:
         sample_size=32, block_out_channels=(32, 32, 64, 64), layers_per_block=1, cross_attention_dim=48,
         attention_head_dim=4, norm_num_groups=8,
     ).eval()  # fmt: skip
+
+
+def tiny_controlnet(unet: UNet2DConditionModel, seed: int = 7) -> ControlNetModel:
+    """A ControlNet for `unet` with weights of its own, none of them zero; 8 pixels of the condition a latent cell."""
+    torch.manual_seed(seed)
+    net = ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=(8, 8, 16, 16), load_weights_from_unet=False
+    )
+    for name, parameter in net.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, 0.2)
+        elif name.startswith(("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding.conv_out")):
+            torch.nn.init.normal_(parameter, 0.0, 0.2)
+    return net.eval()
 
 
 def tiny_vae(seed: int = 0, *, attention: bool = True) -> AutoencoderKL:

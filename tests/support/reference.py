@@ -54,8 +54,12 @@ class _Rank:
         self.reach, self.memory = reach, memory
         self.tree = copy.deepcopy(unet)
         for path, module in list(self.tree.named_modules()):
-            if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
-                module.forward = self._bind(self._conv_in if path == "conv_in" else self._conv, path, module)
+            if "controlnet_cond_embedding." in path:
+                continue
+            if path.endswith(("conv_in", "controlnet_cond_embedding")):  # sees the whole picture
+                module.forward = self._bind(self._conv_in, path, module)
+            elif isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
+                module.forward = self._bind(self._conv, path, module)
             elif isinstance(module, nn.GroupNorm):
                 module.forward = self._bind(self._norm, path, module)
             elif isinstance(module, Attention) and not module.is_cross_attention:
