@@ -105,6 +105,10 @@ class Bucket:
             pending.wait()
         self._pending = []
 
+    def outgoing_bytes(self, slot: Slot) -> int:
+        """Bytes kept here for what `slot` sends; a payload for everybody is kept once."""
+        return sum(view.nbytes for view in self._outbox.get(slot, []))
+
 
 def _flat(
     items: Sequence[tuple[tuple[int, ...], torch.dtype]], empty: Empty

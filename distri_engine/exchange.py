@@ -212,6 +212,9 @@ class StatsSlot(Slot):
         return total
 
 
+# What a kind of slot is called in figures.
+SLOT_KINDS: dict[type[Slot], str] = {HaloSlot: "halo", GatherSlot: "gather", StatsSlot: "stats"}
+
 AnySlot = TypeVar("AnySlot", bound=Slot)
 
 
@@ -312,6 +315,14 @@ class Exchange:
         if self._buckets:
             self._buckets = []
             self.mesh.trim()
+
+    def buffer_bytes(self) -> dict[str, int]:
+        """Bytes of message buffers by kind of slot: what arrived last, and what stale steps send from."""
+        held = dict.fromkeys(SLOT_KINDS.values(), 0)
+        for slot in self._slots:
+            held[SLOT_KINDS[type(slot)]] += sum(tensor.nbytes for tensor in slot.received.values())
+            held[SLOT_KINDS[type(slot)]] += sum(bucket.outgoing_bytes(slot) for bucket in self._buckets)
+        return held
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised buffer where messages are made."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +10,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from distri_engine.errors import ModelError
+from distri_engine.evaluation.models import CONFIGS
 from distri_engine.exchange import Exchange
 from distri_engine.mesh import Mesh
 from distri_engine.plan import DISPLACED_RULES, apply_plan, share, structure
 from distri_engine.step import StepClock
 from tests.support.models import tiny_sdxl_unet
-
-CONFIGS = Path(__file__).parent / "configs"
 
 
 def on_meta(name: str) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Measurements of the paper: what a picture costs each device, counted without weights and devices."""

@@ -1,0 +1,227 @@
+"""`python -m launcher profile`: what a picture costs each device, as a table and as JSON. Counted by the engine's
+evaluation package, without weights and devices; here is only what is asked for
+and what is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distri_engine.bands import check_bands
+from distri_engine.config import DistriConfig, Parallelism, check_choice, check_size
+from distri_engine.request import GenerationRequest
+from launcher.generate import check_target
+from launcher.json_file import write_json
+from launcher.model import sizes
+from launcher.options import MAX_RANKS
+from launcher.profile_table import table
+
+if TYPE_CHECKING:
+    from distri_engine.evaluation.profile import Profile, RankCost
+
+DTYPES = ("float16", "float32")
+
+PREDICTION = """\
+With --tflops and --gbps, the seconds that denoising takes at least: a step takes the longer of computing (two FLOP a
+MAC) and of the messages under way meanwhile, and then as long as the messages that are waited for. Those are all of
+them in warm-up steps and synchronous methods, and the output alone in displaced steps. The slowest rank counts.
+Launching operations, traffic to memory, the delay of a message, text and VAE are free."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the predicted seconds assume of every device."""
+
+    tflops: float  # 10^12 FLOP/s that it sustains
+    gbps: float  # 10^9 bit/s of its link to the others, in each direction at once
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    request, config = GenerationRequest(prompt="-"), DistriConfig()  # for the defaults
+    parser.description = "What a picture costs each device, counted on shapes alone. " + PREDICTION
+    parser.add_argument("--height", type=int, help="pixels (default: the model's size)")
+    parser.add_argument("--width", type=int, help="pixels (default: the model's size)")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--guidance-scale", type=float, default=request.guidance_scale, help="(default: %(default)s)")
+    parser.add_argument("--ranks", default="1,2,4,8", metavar="LIST", help="rank counts (default: %(default)s)")
+    parser.add_argument("--parallelism", metavar="LIST", help=f"of {', '.join(Parallelism)} (default: all)")
+    parser.add_argument("--mode", default=config.mode.value, help="of patch, as in generate (default: %(default)s)")
+    parser.add_argument("--warmup-steps", type=int, default=config.warmup_steps, help="(default: %(default)s)")
+    parser.add_argument("--split-scheme", default=config.split_scheme.value, help="row, col or alternate")
+    parser.add_argument("--no-split-batch", action="store_true", help="both guidance branches on every rank")
+    parser.add_argument("--model", default="sdxl", help="sdxl, sd15 or a diffusers model folder (default: %(default)s)")
+    parser.add_argument("--dtype", default=DTYPES[0], help=f"{' or '.join(DTYPES)} (default: %(default)s)")
+    parser.add_argument("--tflops", type=float, metavar="T", help="10^12 FLOP/s that a device sustains")
+    parser.add_argument("--gbps", type=float, metavar="G", help="Gbit/s of a device's link, in each direction")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+
+
+def run(words: argparse.Namespace) -> None:
+    """Check, count, print. Raises ValueError for what makes no sense."""
+    ranks = _ranks(words.ranks)
+    machine = _machine(words.tflops, words.gbps)
+    if words.dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {words.dtype!r}; choose one of: {', '.join(DTYPES)}")
+    if words.json is not None:
+        check_target(words.json, "profile.json")
+    request = GenerationRequest(
+        prompt="-",
+        height=words.height,
+        width=words.width,
+        steps=words.steps,
+        guidance_scale=words.guidance_scale,
+    )
+    config = DistriConfig(
+        mode=words.mode,
+        warmup_steps=words.warmup_steps,
+        split_scheme=words.split_scheme,
+        split_batch=not words.no_split_batch,
+    )
+    methods = None if words.parallelism is None else _methods(words.parallelism)
+    report = measure(request, config, methods, ranks, model=words.model, dtype=words.dtype, machine=machine)
+    if words.json is not None:
+        write_json(report, words.json)
+    print(table(report))
+
+
+def measure(
+    request: GenerationRequest,
+    config: DistriConfig,
+    methods: Sequence[Parallelism] | None,
+    ranks: Sequence[int],
+    *,
+    model: str,
+    dtype: str,
+    machine: Machine | None,
+) -> dict[str, Any]:
+    """The figures of every method (None: all) on every number of ranks, as they are written to JSON.
+
+    Raises ValueError if a model cannot be read or ranks cannot share the picture.
+    """
+    import torch
+
+    from distri_engine.errors import EngineError
+    from distri_engine.evaluation.models import PUBLISHED, VAE_SCALE, unet_on_meta
+    from distri_engine.evaluation.profile import profile
+    from distri_engine.methods import METHODS
+
+    unet = unet_on_meta(model, getattr(torch, dtype))
+    unit = 2 ** (len(unet.config.block_out_channels) - 1)
+    side, multiple = (None, VAE_SCALE * unit) if model in PUBLISHED else sizes(model)
+    scale = multiple // unit
+    request = request.resolved(default_size=side or int(unet.config.sample_size) * scale)
+    assert request.height is not None
+    assert request.width is not None
+    for name in ("height", "width"):
+        check_size(name, getattr(request, name), multiple)
+    # One device makes the picture of `single`, however many there are.
+    runs = [
+        (config.replace(parallelism=method), count)
+        for method in methods or METHODS
+        for count in ((1,) if METHODS[method].alone else ranks)
+    ]
+    for one, count in runs:
+        check_bands(request, one, count, multiple)
+    size = (request.height // scale, request.width // scale)
+    try:
+        profiles = [
+            profile(unet, one, count, size=size, steps=request.steps, guided=request.guided) for one, count in runs
+        ]
+    except EngineError as error:
+        raise ValueError(str(error)) from None
+    return {
+        "model": model,
+        "parameters": sum(parameter.numel() for parameter in unet.parameters()),
+        "dtype": dtype,
+        "height": request.height,
+        "width": request.width,
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "mode": config.mode.value,
+        "warmup_steps": config.warmup_steps,
+        "split_scheme": config.split_scheme.value,
+        "split_batch": config.split_batch,
+        "machine": None if machine is None else asdict(machine),
+        "rows": [_row(one, machine) for one in profiles],
+    }
+
+
+def _row(one: Profile, machine: Machine | None) -> dict[str, Any]:
+    """One line of the table. MACs are the busiest rank's, messages those of the rank that gets most."""
+    loudest = one.loudest
+    row: dict[str, Any] = {
+        "parallelism": one.config.parallelism.value,
+        "ranks": one.ranks,
+        "guidance_branches_apart": one.branches == 2,
+        "macs_per_picture": one.busiest.macs,
+        "macs_per_step": one.busiest.steps[-1].macs,
+        "macs_per_picture_least": one.least.macs,
+        "received_per_step": _messages(loudest),
+        "received_per_step_bytes": loudest.steps[-1].total.received,
+        "received_per_step_elements": loudest.steps[-1].total.elements,
+        "buffer_bytes": dict(one.buffers),
+        "weight_bytes": one.weights,
+        "seconds": None,
+        "unlike_ranks": [_rank(cost) for cost in one.costs],
+    }
+    if machine is not None:
+        from distri_engine.evaluation.latency import picture_seconds
+
+        row["seconds"] = picture_seconds(one, flops=machine.tflops * 1e12, bandwidth=machine.gbps * 1e9 / 8)
+    return row
+
+
+def _messages(cost: RankCost) -> dict[str, dict[str, int]]:
+    return {
+        kind: {"elements": traffic.elements, "bytes": traffic.received}
+        for kind, traffic in cost.steps[-1].traffic.items()
+    }
+
+
+def _rank(cost: RankCost) -> dict[str, Any]:
+    """Everything that was counted on one rank."""
+    return {
+        "rank": cost.rank,
+        "buffer_bytes": dict(cost.buffers),
+        "steps": [
+            {
+                "times": step.times,
+                "phase": step.phase.value,
+                "macs": step.macs,
+                "waited": {kind: asdict(traffic) for kind, traffic in step.waited.items()},
+                "overlapped": {kind: asdict(traffic) for kind, traffic in step.overlapped.items()},
+            }
+            for step in cost.steps
+        ],
+    }
+
+
+def _ranks(text: str) -> list[int]:
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"ranks {text!r} is not a list of numbers; write 1,2,4,8") from None
+    for count in counts:
+        if not 1 <= count <= MAX_RANKS:
+            raise ValueError(f"{count} ranks are out of range; give numbers from 1 to {MAX_RANKS}")
+    return list(dict.fromkeys(counts))
+
+
+def _methods(text: str) -> list[Parallelism]:
+    return list(dict.fromkeys(check_choice("parallelism", word.strip(), Parallelism) for word in text.split(",")))
+
+
+def _machine(tflops: float | None, gbps: float | None) -> Machine | None:
+    if tflops is None and gbps is None:
+        return None
+    if tflops is None or gbps is None:
+        raise ValueError("--tflops and --gbps are needed both to predict seconds; give the other one, too")
+    for name, value in (("tflops", tflops), ("gbps", gbps)):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} {value:g} is not a positive number; give what the machine sustains")
+    return Machine(tflops, gbps)

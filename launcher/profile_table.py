@@ -1,0 +1,46 @@
+"""The report of the profile command as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+_COLUMNS = {"halo": "halos", "gather": "keys/values", "stats": "moments", "reduce": "all-reduces", "output": "output"}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    rows, guided = report["rows"], report["guidance_scale"] > 1
+    guidance = f"guidance {'split where ranks are even' if report['split_batch'] else 'in one batch'}"
+    weights = rows[0]["weight_bytes"] / 1e6
+    lines = [
+        f"{report['model']}: UNet of {report['parameters'] / 1e6:,.0f} M parameters, {weights:,.0f} MB a device in "
+        f"{report['dtype']}",
+        f"{report['width']} x {report['height']}, {report['steps']} steps, {guidance if guided else 'no guidance'}; "
+        f"patch: {report['mode']}, warm-up {report['warmup_steps']}",
+        "T: 10^12 MACs of the busiest device; M: 10^6 elements that a device receives in the last step; MB: 10^6 bytes",
+    ]
+    if report["machine"] is not None:
+        lines.append(
+            "seconds: at least, on devices of {tflops:g} TFLOP/s with links of {gbps:g} Gbit/s".format(
+                **report["machine"]
+            )
+        )
+    kinds = [kind for kind in _COLUMNS if any(kind in row["received_per_step"] for row in rows)]
+    header = ["method", "ranks", "T/picture", "least", "T/step", *(f"M {_COLUMNS[kind]}" for kind in kinds)]
+    header += ["M total", "MB total", "MB buffers", *(["seconds"] if report["machine"] is not None else [])]
+    cells = [header, *(_cells(row, kinds) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    body = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
+    return "\n".join([*lines, "", *body])
+
+
+def _cells(row: dict[str, Any], kinds: Iterable[str]) -> list[str]:
+    received = row["received_per_step"]
+    cells = [row["parallelism"], str(row["ranks"])]
+    cells += [f"{row[name] / 1e12:,.2f}" for name in ("macs_per_picture", "macs_per_picture_least")]
+    cells.append(f"{row['macs_per_step'] / 1e12:,.3f}")
+    cells += [f"{received[kind]['elements'] / 1e6:,.2f}" if kind in received else "-" for kind in kinds]
+    total, octets = row["received_per_step_elements"] / 1e6, row["received_per_step_bytes"] / 1e6
+    cells += [f"{total:,.1f}", f"{octets:,.1f}", f"{sum(row['buffer_bytes'].values()) / 1e6:,.1f}"]
+    return cells + ([] if row["seconds"] is None else [f"{row['seconds']:,.2f}"])
