@@ -317,10 +317,13 @@ class Exchange:
             self.mesh.trim()
 
     def buffer_bytes(self) -> dict[str, int]:
-        """Bytes of message buffers by kind of slot: what arrived last, and what stale steps send from."""
+        """Bytes of message buffers by kind of slot: what arrived last, what stale steps send from, and what they
+        extrapolate from.
+        """
         held = dict.fromkeys(SLOT_KINDS.values(), 0)
         for slot in self._slots:
-            held[SLOT_KINDS[type(slot)]] += sum(tensor.nbytes for tensor in slot.received.values())
+            tensors = (*slot.received.values(), *slot.sent, *slot.moved, *slot.ahead)
+            held[SLOT_KINDS[type(slot)]] += sum(tensor.nbytes for tensor in tensors)
             held[SLOT_KINDS[type(slot)]] += sum(bucket.outgoing_bytes(slot) for bucket in self._buckets)
         return held
 

@@ -49,7 +49,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, default=request.guidance_scale, help="(default: %(default)s)")
     parser.add_argument("--ranks", default="1,2,4,8", metavar="LIST", help="rank counts (default: %(default)s)")
-    parser.add_argument("--parallelism", metavar="LIST", help=f"of {', '.join(Parallelism)} (default: all)")
+    parser.add_argument(
+        "--parallelism", metavar="LIST", help=f"of {', '.join(Parallelism)} (default: all but paradigms)"
+    )
     parser.add_argument("--mode", default=config.mode.value, help="of patch, as in generate (default: %(default)s)")
     parser.add_argument("--warmup-steps", type=int, default=config.warmup_steps, help="(default: %(default)s)")
     parser.add_argument("--split-scheme", default=config.split_scheme.value, help="row, col or alternate")
@@ -99,9 +101,9 @@ def measure(
     dtype: str,
     machine: Machine | None,
 ) -> dict[str, Any]:
-    """The figures of every method (None: all) on every number of ranks, as they are written to JSON.
+    """The figures of every method (None: all that can be counted) on every number of ranks, as they go into JSON.
 
-    Raises ValueError if a model cannot be read or ranks cannot share the picture.
+    Raises ValueError if a model cannot be read, a method cannot be counted, or ranks cannot share the picture.
     """
     import torch
 
@@ -110,6 +112,12 @@ def measure(
     from distri_engine.evaluation.profile import profile
     from distri_engine.methods import METHODS
 
+    for method in methods or ():
+        if METHODS[method].over_time:
+            raise ValueError(
+                f"parallelism {method} takes as many UNet evaluations as a picture needs to converge, which cannot be "
+                "counted from shapes; its report, from `generate --report`, has them"
+            )
     unet = unet_on_meta(model, getattr(torch, dtype))
     unit = 2 ** (len(unet.config.block_out_channels) - 1)
     side, multiple = (None, VAE_SCALE * unit) if model in PUBLISHED else sizes(model)
@@ -122,7 +130,7 @@ def measure(
     # One device makes the picture of `single`, however many there are.
     runs = [
         (config.replace(parallelism=method), count)
-        for method in methods or METHODS
+        for method in methods or (method for method in METHODS if not METHODS[method].over_time)
         for count in ((1,) if METHODS[method].alone else ranks)
     ]
     for one, count in runs:

@@ -22,6 +22,10 @@ from launcher.model import DEMO_MODEL
         (["--steps", "0"], "steps 0 is out of range"),
         (["--width", "1000"], "width 1000 is not a multiple of 32; nearest: 992 or 1024"),
         (["--model", "sd15", "--width", "544"], "width 544 is not a multiple of 64; nearest: 512 or 576"),
+        (
+            ["--parallelism", "patch,paradigms"],
+            "parallelism paradigms takes as many UNet evaluations as a picture needs",
+        ),
         (["--dtype", "int8"], "unknown dtype 'int8'; choose one of: float16, float32"),
         (["--tflops", "100"], "--tflops and --gbps are needed both"),
         (["--tflops", "100", "--gbps", "nan"], "gbps nan is not a positive number"),
