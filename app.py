@@ -132,6 +132,12 @@ def controls(status: Status) -> Page:
         page["parallelism"] = choice("parallelism")
         page["mode"] = choice("mode")
         page["warmup_steps"] = number("warmup_steps")
+        page["auto_warmup"] = gr.Checkbox(
+            False,
+            label=settings.LABELS["auto_warmup"],
+            info=settings.INFO["auto_warmup"],
+            elem_id="auto-warmup",
+        )
         page["split_batch"] = choice("split_batch")
         page["split_scheme"] = choice("split_scheme")
     return page
@@ -261,7 +267,10 @@ def publish(client: Client) -> None:
         scheduler: str = "ddim",
         parallelism: str = "patch",
         mode: str = "corrected_async_gn",
-        warmup_steps: int = 4,
+        warmup_steps: int | str = 4,
+        warmup_threshold: float = 0.1,
+        extrapolation: float | list[float] = 0.5,
+        extrapolation_memory: float = 0.5,
         split_scheme: str = "row",
         split_batch: bool = True,
         picard_window: int | None = None,
@@ -281,7 +290,10 @@ def publish(client: Client) -> None:
         scheduler: str = "ddim",
         parallelism: str = "patch",
         mode: str = "corrected_async_gn",
-        warmup_steps: int = 4,
+        warmup_steps: int | str = 4,
+        warmup_threshold: float = 0.1,
+        extrapolation: float | list[float] = 0.5,
+        extrapolation_memory: float = 0.5,
         split_scheme: str = "row",
         split_batch: bool | None = None,
     ) -> tuple[dict, dict, dict, dict]:

@@ -8,8 +8,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from distri_engine.config import DistriConfig, Parallelism
+from distri_engine.config import DistriConfig, Parallelism, SyncMode
 from distri_engine.request import GenerationRequest
 from launcher import profile
 from launcher.generate import Failed, check_target, make_picture
@@ -51,9 +52,19 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         default=config.mode.value,
-        help="full_sync, sync_gn, stale_gn, corrected_async_gn (default), separate_gn or no_sync",
+        help=f"{', '.join(SyncMode)} (default: %(default)s)",
     )
-    parser.add_argument("--warmup-steps", type=int, default=config.warmup_steps, help="(default: %(default)s)")
+    parser.add_argument(
+        "--warmup-steps", default=str(config.warmup_steps), metavar="N|auto", help="(default: %(default)s)"
+    )
+    parser.add_argument("--warmup-threshold", type=float, default=config.warmup_threshold, help="ends auto")
+    parser.add_argument(
+        "--extrapolation",
+        default="0.5",
+        metavar="A|A,A,A",
+        help="factor of mode extrapolated, or three: keys and values, halos, moments (default: %(default)s)",
+    )
+    parser.add_argument("--extrapolation-memory", type=float, default=config.extrapolation_memory, metavar="M")
     parser.add_argument("--split-scheme", default=config.split_scheme.value, help="row, col or alternate")
     parser.add_argument(
         "--picard-window", type=int, help="timesteps that paradigms refines at once (default: one a rank)"
@@ -70,6 +81,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_generate)
 
 
+def number(word: str, kind: type[Any]) -> Any:
+    """The number that `word` is, or the word itself, for somebody else to judge."""
+    try:
+        return kind(word)
+    except ValueError:
+        return word
+
+
 def _generate(words: argparse.Namespace) -> None:
     request = GenerationRequest(
         prompt=words.prompt,
@@ -81,10 +100,14 @@ def _generate(words: argparse.Namespace) -> None:
         seed=words.seed,
         scheduler=words.scheduler,
     )
+    factors = tuple(number(word, float) for word in words.extrapolation.split(","))
     config = DistriConfig(
         parallelism=words.parallelism,
         mode=words.mode,
-        warmup_steps=words.warmup_steps,
+        warmup_steps=number(words.warmup_steps, int),
+        warmup_threshold=words.warmup_threshold,
+        extrapolation=factors[0] if len(factors) == 1 else factors,
+        extrapolation_memory=words.extrapolation_memory,
         split_scheme=words.split_scheme,
         split_batch=not words.no_split_batch,
         picard_window=words.picard_window,

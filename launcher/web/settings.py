@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distri_engine.bands import check_bands
-from distri_engine.config import DistriConfig, Parallelism, SplitScheme, SyncMode
+from distri_engine.config import AUTO, DistriConfig, Parallelism, SplitScheme, SyncMode
 from distri_engine.request import MAX_SEED, GenerationRequest, Scheduler
 from launcher.schema import ModelInfo, Status
 
@@ -35,8 +35,9 @@ DEFAULTS: dict[str, Any] = {
     "random_seed": True,
     "scheduler": Scheduler.DDIM.value,
     "parallelism": Parallelism.PATCH.value,
-    "mode": SyncMode.CORRECTED_ASYNC_GN.value,
+    "mode": "auto",
     "warmup_steps": 4,
+    "auto_warmup": False,
     "split_scheme": SplitScheme.ROW.value,
     "split_batch": "auto",
 }
@@ -45,7 +46,7 @@ CHOICES = {
     "run": tuple(RUNS),
     "scheduler": tuple(member.value for member in Scheduler),
     "parallelism": tuple(method.value for method in METHODS),
-    "mode": tuple(member.value for member in SyncMode),
+    "mode": ("auto", *(member.value for member in SyncMode)),
     "split_scheme": tuple(member.value for member in SplitScheme),
     "split_batch": tuple(SPLIT_BATCH),
 }
@@ -59,6 +60,7 @@ LABELS = {
     "parallelism": "Method",
     "mode": "Synchronisation",
     "warmup_steps": "Warm-up steps",
+    "auto_warmup": "End the warm-up by itself",
     "split_scheme": "Cut of naive patches",
     "split_batch": "Spread guidance over devices",
 }
@@ -72,8 +74,9 @@ INFO = {
     "guidance_scale": "Strength of the prompt.",
     "scheduler": "The sampler that walks from noise to picture.",
     "parallelism": "Which system makes the first picture.",
-    "mode": "What may be one step old after warm-up.",
+    "mode": "What may be one step old after warm-up; auto: what was measured best for this model.",
     "warmup_steps": "Fully synchronous steps at the start; more are closer to one device, and slower.",
+    "auto_warmup": "After the first step in which the activations hardly changed.",
     "split_scheme": "Rows, columns, or both in turn.",
     "split_batch": "Half of the devices take each guidance branch; auto: from 4 devices up.",
 }
@@ -89,9 +92,10 @@ WORDS = {
     "full_sync": "full_sync: everything fresh, exact",
     "sync_gn": "sync_gn: GroupNorm fresh",
     "stale_gn": "stale_gn: moments one step old",
-    "corrected_async_gn": "corrected_async_gn: the default",
+    "corrected_async_gn": "corrected_async_gn: the paper's",
     "separate_gn": "separate_gn: own moments only",
     "no_sync": "no_sync: nothing, fastest",
+    "extrapolated": "extrapolated: one step old, sent with foresight",
     "row": "Rows",
     "col": "Columns",
     "alternate": "Alternate",
@@ -157,8 +161,8 @@ def plan(values: Mapping[str, Any], status: Status) -> tuple[GenerationRequest, 
     )
     config = DistriConfig(
         parallelism=values["parallelism"],
-        mode=values["mode"],
-        warmup_steps=values["warmup_steps"],
+        mode=best_mode(status) if values["mode"] == "auto" else values["mode"],
+        warmup_steps=AUTO if values["auto_warmup"] else values["warmup_steps"],
         split_scheme=values["split_scheme"],
         split_batch=split_batch(SPLIT_BATCH[values["split_batch"]], status.ranks),
     )
@@ -169,6 +173,11 @@ def plan(values: Mapping[str, Any], status: Status) -> tuple[GenerationRequest, 
     for each in configs:  # refuse before the first of them starts, not after
         check_bands(request, each, status.ranks)
     return request, configs
+
+
+def best_mode(status: Status) -> SyncMode:
+    """Extrapolation is measured on the embedded model alone; for others the paper's choice stands."""
+    return SyncMode.EXTRAPOLATED if status.model and status.model.demo else SyncMode.CORRECTED_ASYNC_GN
 
 
 def split_batch(chosen: bool | None, ranks: int) -> bool:
@@ -182,7 +191,9 @@ def of_picture(request: Mapping[str, Any], config: Mapping[str, Any], methods: S
     """The values of the controls that make a finished picture again; `methods` are those it was compared with."""
     values = {name: request[name] for name in DEFAULTS if name in request}
     values |= {name: config[name] for name in CHOICES if name in config and config[name] in CHOICES[name]}
-    values["warmup_steps"] = config.get("warmup_steps", DEFAULTS["warmup_steps"])
+    warmup = config.get("warmup_steps", DEFAULTS["warmup_steps"])
+    values["auto_warmup"] = warmup == AUTO
+    values["warmup_steps"] = DEFAULTS["warmup_steps"] if warmup == AUTO else warmup
     values["split_batch"] = "on" if config.get("split_batch") else "off"
     main = {config.get("parallelism")}
     matching = [run for run, baselines in RUNS.items() if set(baselines) - main == set(methods) - main]
@@ -202,11 +213,13 @@ def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
                 values[name] = int(text)
             elif name == "guidance_scale":
                 values[name] = float(text)
+            elif name == "auto_warmup":
+                values[name] = {"True": True, "False": False}[text]
             elif name in CHOICES and text not in CHOICES[name]:
                 raise ValueError
             else:
                 values[name] = text
-        except ValueError:
+        except (ValueError, KeyError):
             complaints.append(f"The link's {name.replace('_', ' ')} cannot be used; the default stands instead.")
     if "seed" in values:
         values["random_seed"] = False

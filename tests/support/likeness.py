@@ -1,0 +1,99 @@
+"""How near a way of sharing a picture comes to one device: PSNR of the final latents, median and worst of a few
+prompts, with the embedded model on CPU ranks.
+
+    python -m tests.support.likeness --ranks 4 --steps 20 --modes corrected_async_gn,stale_gn,extrapolated
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from statistics import median
+from typing import Any
+
+import torch
+
+from tests.support.gang import run_on_ranks
+from tests.support.models import DEMO_MODEL, PROMPTS
+
+Job = tuple[dict[str, Any], dict[str, Any]]  # a request and a config, as parameters
+
+
+def latents(jobs: list[Job]) -> list[torch.Tensor]:
+    """On a rank: the final latents of every job."""
+    import os
+
+    from distri_engine import DistriConfig, Engine, GenerationRequest, open_mesh
+    from distri_engine.telemetry import StepDone
+
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    engine = Engine(str(DEMO_MODEL), device="cpu", rank=rank, world_size=ranks)
+    results = []
+    with open_mesh(DistriConfig()) as mesh:
+        engine.attach(mesh)
+        for request, config in jobs:
+            last = torch.empty(0)
+            for event in engine.generate(GenerationRequest(**request), DistriConfig(**config)):
+                if isinstance(event, StepDone) and event.latents is not None:
+                    last = event.latents
+            results.append(last)
+        engine.detach()
+    return results
+
+
+def psnr(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB; the peak is the range of `exact`."""
+    error = float((ours.double() - exact.double()).square().mean())
+    return 10 * math.log10(float(exact.max() - exact.min()) ** 2 / error) if error else math.inf
+
+
+def likeness(
+    ranks: int, configs: list[dict[str, Any]], *, prompts: int = 8, **request: Any
+) -> list[tuple[float, float]]:
+    """(median, worst) PSNR in dB over the first `prompts` prompts, for each of `configs`."""
+    requests = [
+        {"height": 256, "width": 256, "guidance_scale": 4.0, "prompt": prompt, "seed": seed, **request}
+        for seed, prompt in enumerate(PROMPTS[:prompts])
+    ]
+    alone: list[Job] = [(one, {"parallelism": "single"}) for one in requests]
+    together: list[Job] = [(one, {"split_batch": False, **config}) for config in configs for one in requests]
+    exact = run_on_ranks(1, latents, alone)[0]
+    made = run_on_ranks(ranks, latents, together)[0]
+    rows = []
+    for index in range(len(configs)):
+        some = made[index * prompts : (index + 1) * prompts]
+        values = [psnr(ours, one) for ours, one in zip(some, exact, strict=True)]
+        rows.append((median(values), min(values)))
+    return rows
+
+
+def main() -> None:
+    """Print one line a config."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warmup-steps", type=int, default=4)
+    parser.add_argument("--scheduler", default="ddim")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--prompts", type=int, default=8, help=f"at most {len(PROMPTS)}")
+    parser.add_argument("--modes", default="corrected_async_gn,stale_gn,extrapolated")
+    parser.add_argument("--configs", help="JSON list of DistriConfig fields, in place of --modes")
+    words = parser.parse_args()
+    configs = json.loads(words.configs) if words.configs else [{"mode": mode} for mode in words.modes.split(",")]
+    rows = likeness(
+        words.ranks,
+        [{"warmup_steps": words.warmup_steps, **config} for config in configs],
+        prompts=words.prompts,
+        steps=words.steps,
+        scheduler=words.scheduler,
+        height=words.size,
+        width=words.size,
+    )
+    for config, (middle, worst) in zip(configs, rows, strict=True):
+        name = " ".join(f"{name}={value}" for name, value in config.items())
+        print(f"{words.ranks} ranks, {words.steps} steps, {words.scheduler}, {name}: {middle:.1f} / {worst:.1f} dB")
+
+
+if __name__ == "__main__":
+    main()
