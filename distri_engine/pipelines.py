@@ -57,8 +57,8 @@ class _Membership:
 
 
 class DistriPipeline:
-    """A diffusers pipeline on all ranks. `pipeline` is the one inside: what is not found here is read from it, and its
-    components (scheduler, vae, ...) may be replaced here. The classes below say which kind they wrap.
+    """A diffusers pipeline on all ranks. `pipeline` is the one inside: what is not found here is read from it, and what
+    it has (scheduler, vae, watermark, ...) may be replaced here. The classes below say which kind they wrap.
     """
 
     diffusers_class: ClassVar[Any]
@@ -221,7 +221,7 @@ class DistriPipeline:
 
     def __setattr__(self, name: str, value: Any) -> None:
         pipeline = self.__dict__.get("pipeline")
-        if pipeline is None or name not in pipeline.components:
+        if pipeline is None or name in self.__dict__ or not hasattr(pipeline, name):
             super().__setattr__(name, value)
         elif name == "unet" and not isinstance(value, ParallelUNet):
             pipeline.unet = ParallelUNet(value, self.distri_config, self.mesh)

@@ -56,6 +56,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--ranks", "9"], "9 ranks cannot share 8 units of rows (height 256 is 8 x 32 pixels)"),
         (["--ranks", "0"], "0 ranks are out of range"),
         (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--text-encoder-on", "1"], "unknown text_encoder_on '1'; choose one of: rank0, all"),
         (["--model", "/no/such/folder"], "neither a folder nor a Hugging Face id"),
         (["--model", "/"], "has no model_index.json"),
         (["--output", "/no/such/folder/x.png"], "the folder /no/such/folder does not exist"),
@@ -139,7 +140,7 @@ def test_ending_the_command_ends_its_ranks(tmp_path: Path, how: signal.Signals) 
 
 def test_the_real_engine_from_the_command_line(tmp_path: Path) -> None:
     words = ["--prompt", "a red lighthouse by the sea", "--output", "x.png", "--report", "x.json"]
-    words += ["--ranks", "2", "--device", "cpu", "--seed", "5"]
+    words += ["--ranks", "2", "--device", "cpu", "--seed", "5", "--text-encoder-on", "all"]
     words += ["--height", "64", "--width", "96", "--steps", "3", "--warmup-steps", "0"]
     run = subprocess.run(
         [sys.executable, "-m", "launcher", "generate", *words],
