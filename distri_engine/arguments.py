@@ -60,6 +60,10 @@ def check_arguments(pipe: Any, config: DistriConfig, mesh: Mesh, call: dict[str,
         raise ValueError(f"guidance_scale {guidance_scale} needs do_classifier_free_guidance=True in the DistriConfig")
     guided = guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
     check_cut(height, width, mesh.axes(config, guided=guided).patch_size, config, multiple)
+    if pipe.scheduler.config.get("noise_sampler_seed", 0) is None:
+        raise ValueError(
+            f"{type(pipe.scheduler).__name__} draws its noise apart on every rank; give it a noise_sampler_seed"
+        )
     if call.get("prompt") is None and call.get("prompt_embeds") is None:
         raise ValueError("the prompt is missing; pass prompt or prompt_embeds")
     return guided

@@ -141,7 +141,7 @@ class DistriPipeline:
         """
         pipe = share_components(cls.diffusers_class, other.pipeline, kwargs)
         self = cls(pipe, other.distri_config, other.mesh, text_encoder_on=other.text_encoder_on)
-        self._decoder = other._decoder
+        self._decoder = other._parallel_decoder()
         self._hold(other._membership)
         return self
 
@@ -190,19 +190,27 @@ class DistriPipeline:
             if hasattr(pipe, "run_safety_checker"):
                 safety = SafetyRelay(pipe.run_safety_checker, self.mesh)
                 during.enter_context(replaced(pipe, run_safety_checker=safety))
-            if isinstance(pipe.vae, AutoencoderKL):  # others decode on every rank
+            if self._parallel_decoder() is not None:
                 during.enter_context(replaced(pipe.vae, decode=self._decode))
             result = pipe(**call)
         unet.end()
         return result
 
     def _decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> tuple[torch.Tensor]:
-        if self._decoder is None or self._decoder.vae is not self.pipeline.vae:
-            self._decoder = ParallelDecoder(self.pipeline.vae, self.mesh)
+        assert self._decoder is not None, "a call has made it"
         picture = self._decoder.decode(z, on_every_rank=True)
         assert picture is not None, "every rank gets the picture"
         assert not return_dict, "the pipelines ask for a tuple"
         return (picture,)
+
+    def _parallel_decoder(self) -> ParallelDecoder | None:
+        """The decoder for today's VAE; None for those of another kind, which decode the whole picture on every rank."""
+        vae = self.pipeline.vae
+        if not isinstance(vae, AutoencoderKL):
+            self._decoder = None
+        elif self._decoder is None or self._decoder.vae is not vae:
+            self._decoder = ParallelDecoder(vae, self.mesh)
+        return self._decoder
 
     # --- a diffusers pipeline for everybody else
 

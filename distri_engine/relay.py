@@ -5,8 +5,9 @@ tells the others what came of it, so that every rank goes on alike. If it fails,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from types import MethodType
+from typing import Any, NoReturn
 
 import torch
 
@@ -49,6 +50,21 @@ def replaced(target: Any, **functions: Callable[..., Any]) -> Iterator[None]:
                 setattr(target, name, function)
 
 
+@contextmanager
+def _alone(pipe: Any) -> Iterator[None]:
+    """For a callback, which runs on rank 0 only: what all ranks do together is done here alone, as far as it can be."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise UnsupportedError("a callback runs on rank 0 and cannot call the UNet, which all ranks run together")
+
+    with ExitStack() as stack:
+        stack.enter_context(replaced(pipe.unet, forward=refuse))
+        for target, name in ((pipe, "encode_prompt"), (pipe, "run_safety_checker"), (pipe.vae, "decode")):
+            if hasattr(target, name):
+                stack.enter_context(replaced(target, **{name: MethodType(getattr(type(target), name), target)}))
+        yield
+
+
 class TextRelay:
     """In place of `pipeline.encode_prompt`: rank 0 encodes, the others need no text encoders."""
 
@@ -88,7 +104,7 @@ class StepRelay:
     """In place of a step-end callback: it runs on rank 0, and its changes reach every rank.
 
     These are the tensors that diffusers hands out (`pipeline._callback_tensor_inputs`), returned or written in place,
-    and the switches `_interrupt`, `_guidance_scale` and `_guidance_rescale`.
+    and the switches `_interrupt`, `_guidance_scale` and `_guidance_rescale`. What else it does to rank 0 stays there.
     """
 
     def __init__(self, callback: Callable[..., Any], asked: Sequence[str], mesh: Mesh) -> None:
@@ -103,7 +119,8 @@ class StepRelay:
         def call() -> list[torch.Tensor]:
             before = {name: value.clone() if torch.is_tensor(value) else value for name, value in tensors.items()}
             scale = _lora_scale(pipe)
-            returned = self.callback(pipe, index, timestep, {name: tensors[name] for name in self.asked})
+            with _alone(pipe):
+                returned = self.callback(pipe, index, timestep, {name: tensors[name] for name in self.asked})
             if not isinstance(returned, dict):
                 raise TypeError(f"callback_on_step_end returned {returned!r}; return a dictionary, at least {{}}")
             if _lora_scale(pipe) != scale:

@@ -59,6 +59,9 @@ def test_what_has_no_parallel_form_is_refused_by_name() -> None:
         DistriSDXLPipeline(tiny_pipeline("sdxl"), pipeline.distri_config, text_encoder_on="rank1")
     with pytest.raises(ValueError, match=r"callback_on_step_end_tensor_inputs 'noise' is unknown; choose of: latents"):
         pipeline("x", callback_on_step_end=print, callback_on_step_end_tensor_inputs=["noise"])
+    pipeline.scheduler.register_to_config(noise_sampler_seed=None)
+    with pytest.raises(ValueError, match="DDIMScheduler draws its noise apart on every rank"):
+        pipeline("x")
     pipeline.enable_vae_tiling()
     pipeline.enable_vae_slicing()
     assert pipeline.vae.use_tiling
@@ -141,6 +144,10 @@ def faults(_: int) -> dict[str, Any]:
         def not_a_tensor(*_: Any) -> dict[str, Any]:
             return {"latents": None}
 
+        def predict(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            pipe.unet(tensors["latents"], timestep, None)
+            return {}
+
         def smaller(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             return {"latents": tensors["latents"][..., :-4, :]}
 
@@ -151,6 +158,7 @@ def faults(_: int) -> dict[str, Any]:
             "returns nothing": {"callback_on_step_end": lambda *_: None},
             "scales attention": {"callback_on_step_end": rescale},
             "no tensor": {"callback_on_step_end": not_a_tensor},
+            "calls the UNet": {"callback_on_step_end": predict},
             "another size": {"callback_on_step_end": smaller},
         }
         results: dict[str, Any] = {name: said(lambda how=how: latents(**how)) for name, how in wrong.items()}
@@ -174,6 +182,8 @@ def test_a_failing_callback_raises_on_every_rank() -> None:
         "returns nothing": "TypeError: callback_on_step_end returned None; return a dictionary, at least {}",
         "scales attention": "UnsupportedError: a callback cannot change cross_attention_kwargs on all ranks; "
         "use set_adapters before the picture",
+        "calls the UNet": "UnsupportedError: a callback runs on rank 0 and cannot call the UNet, "
+        "which all ranks run together",
         "no tensor": "UnsupportedError: a callback can change latents on all ranks to a tensor only, not to None",
     }
     for name, sentence in expected.items():

@@ -124,6 +124,14 @@ def stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[s
     return {}
 
 
+def preview(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """On one rank: looks at the picture, and lets the text follow it."""
+    here()
+    look = pipe.vae.decode(tensors["latents"]).sample.mean()
+    text, without, *_ = pipe.encode_prompt("a blue house" if look > 0 else "a moon", device=pipe.device)
+    return {"prompt_embeds": torch.cat([without, text])}
+
+
 def legacy(step: int, timestep: Any, latents: torch.Tensor) -> None:
     here()
     latents.add_(0.1)
@@ -208,6 +216,7 @@ ALL_ROWS = (
     Row("callback: latents", "sdxl", call=on_step_end(new_latents)),
     Row("callback: latents in place", "sdxl", call=on_step_end(written_latents)),
     Row("callback: text", "sdxl", call=on_step_end(new_text, "latents", "prompt_embeds")),
+    Row("callback: preview", "sdxl", call=on_step_end(preview)),
     Row("callback: guidance", "sdxl", call=on_step_end(more_guidance)),
     Row("callback: interrupt", "sdxl", call=on_step_end(stop)),
     Row("callback: guidance ends", "sdxl", call=on_step_end(SDXLCFGCutoffCallback(cutoff_step_ratio=0.25))),
