@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from distri_engine.engine import Engine
     from distri_engine.errors import EngineError, MeshError, ModelError, UnsupportedError
     from distri_engine.mesh import Mesh, open_mesh
-    from distri_engine.pipelines import DistriSDXLPipeline
+    from distri_engine.pipelines import (
+        DistriSDControlNetPipeline,
+        DistriSDImg2ImgPipeline,
+        DistriSDInpaintPipeline,
+        DistriSDPipeline,
+        DistriSDXLControlNetPipeline,
+        DistriSDXLImg2ImgPipeline,
+        DistriSDXLInpaintPipeline,
+        DistriSDXLPipeline,
+    )
     from distri_engine.request import GenerationRequest, Scheduler
     from distri_engine.unet import ParallelUNet
 
@@ -30,6 +39,13 @@ _HOME = {
     "UnsupportedError": "errors",
     "Mesh": "mesh",
     "open_mesh": "mesh",
+    "DistriSDControlNetPipeline": "pipelines",
+    "DistriSDImg2ImgPipeline": "pipelines",
+    "DistriSDInpaintPipeline": "pipelines",
+    "DistriSDPipeline": "pipelines",
+    "DistriSDXLControlNetPipeline": "pipelines",
+    "DistriSDXLImg2ImgPipeline": "pipelines",
+    "DistriSDXLInpaintPipeline": "pipelines",
     "DistriSDXLPipeline": "pipelines",
     "GenerationRequest": "request",
     "Scheduler": "request",
@@ -39,6 +55,13 @@ _HOME = {
 
 __all__ = [
     "DistriConfig",
+    "DistriSDControlNetPipeline",
+    "DistriSDImg2ImgPipeline",
+    "DistriSDInpaintPipeline",
+    "DistriSDPipeline",
+    "DistriSDXLControlNetPipeline",
+    "DistriSDXLImg2ImgPipeline",
+    "DistriSDXLInpaintPipeline",
     "DistriSDXLPipeline",
     "Engine",
     "EngineError",

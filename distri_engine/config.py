@@ -46,6 +46,13 @@ class SplitScheme(StrEnum):
     ALTERNATE = "alternate"  # even steps rows, odd steps columns
 
 
+class TextEncoderOn(StrEnum):
+    """Which ranks load the text encoders."""
+
+    RANK0 = "rank0"  # the others are told what it made of the text: less memory
+    ALL = "all"  # everybody encodes for itself: nothing is sent
+
+
 # A side must be a multiple of 8 (VAE) x 2^(UNet levels - 1); 32 for SDXL. Models with more levels check again.
 SIZE_MULTIPLE = 32
 

@@ -17,11 +17,11 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from distri_engine.bands import check_bands
-from distri_engine.config import DistriConfig, check_size
+from distri_engine.config import DistriConfig, TextEncoderOn, check_choice, check_size
 from distri_engine.errors import MeshError
+from distri_engine.loading import load_pipeline
 from distri_engine.mesh import Axes, Mesh, device_name, resolve_device
 from distri_engine.methods import METHODS, Advance
-from distri_engine.pipelines import load_pipeline
 from distri_engine.preview import LatentPreview
 from distri_engine.request import GenerationRequest, Scheduler
 from distri_engine.sampling import guided_unet
@@ -52,8 +52,11 @@ class _Seat:
 class Engine:
     """One model on one rank. `attach` it to a mesh, then call `generate` on every rank with the same arguments."""
 
-    def __init__(self, model: str, *, device: str = "auto", rank: int = 0, world_size: int = 1) -> None:
-        """Load the weights (seconds); no process group is touched. Rank 0 also loads the text encoders.
+    def __init__(
+        self, model: str, *, device: str = "auto", rank: int = 0, world_size: int = 1, text_encoder_on: str = "rank0"
+    ) -> None:
+        """Load the weights (seconds); no process group is touched. Rank 0 also loads the text encoders and tells the
+        others what it read; with text_encoder_on="all" everybody loads them and reads for itself.
 
         Raises ModelError for a model that cannot be opened, ValueError or MeshError for a device that cannot be had.
         """
@@ -62,7 +65,8 @@ class Engine:
             torch.cuda.set_device(self.device)
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        self._pipe = load_pipeline(model, self.device, text=rank == 0, use_safetensors=True)
+        self._reads_alone = check_choice("text_encoder_on", text_encoder_on, TextEncoderOn) is TextEncoderOn.ALL
+        self._pipe = load_pipeline(model, self.device, text=rank == 0 or self._reads_alone, use_safetensors=True)
         self._pipe.set_progress_bar_config(disable=True)
         self._unet = self._pipe.unet
         self._preview = LatentPreview.of(self._pipe.vae) if rank == 0 else None
@@ -130,14 +134,14 @@ class Engine:
 
         start = time.perf_counter()
         scheduler = self._scheduler(request)
-        text = self._encode(request) if mesh.rank == 0 else None
+        text = self._encode(request) if works and (mesh.rank == 0 or self._reads_alone) else None
         latents = self._noise(request)
         unet.begin(config, guided=request.guided)
         text_seconds = time.perf_counter() - start
         yield self._prepared(request, config, mesh)
 
         start = time.perf_counter()
-        if not method.alone:
+        if not method.alone and not self._reads_alone:
             text = mesh.broadcast(text, self._unet.dtype)
         conditions = self._conditions(request, text) if works else {}
         denoise_start = time.perf_counter()

@@ -1,5 +1,6 @@
-"""DistriSDXLPipeline: diffusers' SDXL pipeline on all ranks of a torchrun group, with the usage of the original
-DistriFusion. Serving requests one after another, with events and cancelling, is engine.py's business.
+"""The diffusers-like API, with the usage of the original DistriFusion: one thin class for each kind of diffusers
+pipeline, run on all ranks of a torchrun group. What rank 0 does for the others in a call is relay.py's business;
+serving requests one after another, with events and cancelling, is engine.py's.
 """
 
 from __future__ import annotations
@@ -7,220 +8,297 @@ from __future__ import annotations
 import secrets
 import weakref
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
-from diffusers import StableDiffusionXLPipeline
-from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 
-from distri_engine.bands import check_cut
-from distri_engine.config import DistriConfig, check_size
-from distri_engine.errors import ModelError, UnsupportedError
+from distri_engine.arguments import check_arguments, name_arguments
+from distri_engine.config import DistriConfig, TextEncoderOn, check_choice
+from distri_engine.controlnet import parallel_controlnet
+from distri_engine.errors import UnsupportedError
+from distri_engine.loading import check_family, load_pipeline, share_components
 from distri_engine.lora import skip_absent_text_encoders
 from distri_engine.mesh import Mesh, open_mesh
 from distri_engine.methods import METHODS
-from distri_engine.sampling import check_over_time, sample_over_time
+from distri_engine.relay import SafetyRelay, TextRelay, relay_callbacks, replaced, tell
+from distri_engine.sampling import call_over_time, check_over_time
 from distri_engine.unet import ParallelUNet
 from distri_engine.vae import ParallelDecoder
 
-SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
-_TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-_TEXT_ARGUMENTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "clip_skip")
-# In encode_prompt's order; every other one belongs to the unconditional branch.
-_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-_UNSUPPORTED = ("ip_adapter_image", "ip_adapter_image_embeds")
+Self = TypeVar("Self", bound="DistriPipeline")
+
+REFUSED_METHODS = (
+    *("enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload"),
+    *("enable_freeu", "fuse_qkv_projections", "load_ip_adapter", "set_ip_adapter_scale"),
+    *("enable_pag", "set_pag_applied_layers"),
+)
+_VAE_SWITCHES = {  # diffusers is about to take them from its pipelines
+    f"{switch}_vae_{what}": f"{switch}_{what}" for switch in ("enable", "disable") for what in ("tiling", "slicing")
+}
 
 
-def load_pipeline(
-    model: str, device: torch.device, dtype: torch.dtype | None = None, *, text: bool = True, **kwargs: Any
-) -> StableDiffusionXLPipeline:
-    """Open a model folder or id as diffusers' SDXL pipeline on `device`; without `text` the text encoders stay on disk.
+class _Membership:
+    """The place in the group that several pipelines hold together: left when the last of them is closed."""
 
-    dtype defaults to float16 on CUDA and float32 elsewhere. Raises ModelError if it cannot be opened.
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack, self.holders = stack, 0
+
+    def leave(self) -> None:
+        self.holders -= 1
+        if self.holders == 0:
+            self.stack.close()
+
+
+class DistriPipeline:
+    """A diffusers pipeline on all ranks. `pipeline` is the one inside: what is not found here is read from it, and what
+    it has (scheduler, vae, watermark, ...) may be replaced here. The classes below say which kind they wrap.
     """
-    folder = Path(model)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ModelError(
-            f"{model} is not a model folder: it has no model_index.json; give a diffusers SDXL folder or a model id"
-        )
-    absent = {} if text else dict.fromkeys(_TEXT_PARTS)
-    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-    try:
-        pipe = StableDiffusionXLPipeline.from_pretrained(model, dtype=dtype, **absent, **kwargs)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"the model {model} cannot be opened as an SDXL pipeline: {reason}") from error
-    return pipe.to(device)
 
-
-class DistriSDXLPipeline:
-    """One SDXL picture on all ranks. `pipeline` is the diffusers pipeline inside: what is not found here is read from
-    it, and its components (scheduler, vae, ...) may be replaced here.
-    """
+    diffusers_class: ClassVar[Any]
+    default_model: ClassVar[str | None] = None
 
     def __init__(
-        self, pipeline: StableDiffusionXLPipeline, distri_config: DistriConfig, mesh: Mesh | None = None
+        self, pipeline: Any, distri_config: DistriConfig, mesh: Mesh | None = None, *, text_encoder_on: str = "rank0"
     ) -> None:
+        """Wrap a loaded `pipeline`, the same on every rank; with text_encoder_on="rank0" only rank 0's encodes text.
+
+        Raises ValueError for a pipeline of another kind, MeshError if the group cannot be joined.
+        """
+        if not isinstance(pipeline, self.diffusers_class):
+            fitting = [kind for kind in DistriPipeline.__subclasses__() if isinstance(pipeline, kind.diffusers_class)]
+            raise ValueError(
+                f"{type(self).__name__} wraps a {self.diffusers_class.__name__}, not a {type(pipeline).__name__}; use "
+                + (fitting[0].__name__ if fitting else "the diffusers pipeline, which has no parallel form here")
+            )
+        check_family(pipeline)
         with ExitStack() as stack:
             self.mesh = stack.enter_context(open_mesh(distri_config)) if mesh is None else mesh
             self.distri_config = distri_config
-            self.pipeline = pipeline
-            skip_absent_text_encoders(pipeline)
-            self.unet = pipeline.unet
-            self._decoder = ParallelDecoder(pipeline.vae, self.mesh)
-            # Leaves the group; at the latest when the pipeline or the program ends.
-            self.close = weakref.finalize(self, stack.pop_all().close)
+            self.text_encoder_on = check_choice("text_encoder_on", text_encoder_on, TextEncoderOn)
+            self._decoder: ParallelDecoder | None = None
+            self.pipeline: Any = pipeline
+            self.make_parallel()
+            self._hold(_Membership(stack.pop_all()))
+
+    def make_parallel(self) -> None:
+        """Replace what all ranks run together in `pipeline`."""
+        skip_absent_text_encoders(self.pipeline)
+        self.unet = self.pipeline.unet  # __setattr__ wraps it, and a ControlNet beside it
+
+    def _hold(self, membership: _Membership) -> None:
+        membership.holders += 1
+        self._membership = membership
+        # Leaves the group; at the latest when the pipeline or the program ends.
+        self.close = weakref.finalize(self, membership.leave)
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Self],
         *model_or_config: Any,
         distri_config: DistriConfig | None = None,
-        pretrained_model_name_or_path: str = SDXL_BASE,
+        pretrained_model_name_or_path: str | None = None,
+        text_encoder_on: str = "rank0",
         **kwargs: Any,
-    ) -> DistriSDXLPipeline:
-        """Join the torchrun group and open a model on this rank's device; text encoders are loaded on rank 0 only.
+    ) -> Self:
+        """Join the torchrun group and open a model on this rank's device. Text encoders and a safety checker are loaded
+        on rank 0 only, unless text_encoder_on="all".
 
         The config and the model may also come first, in either order: the original's is one way, diffusers' the other.
         kwargs go to diffusers' `from_pretrained`; `torch_dtype` and `dtype` mean the same.
-        Raises ModelError or MeshError.
+        Raises ModelError, MeshError, or ValueError.
         """
         for value in model_or_config:
             if isinstance(value, DistriConfig):
                 distri_config = value
             else:
                 pretrained_model_name_or_path = str(value)
-        if distri_config is None:
-            raise TypeError("from_pretrained needs distri_config=DistriConfig(...)")
+        model = pretrained_model_name_or_path or cls.default_model
+        if distri_config is None or model is None:
+            missing = "distri_config=DistriConfig(...)" if distri_config is None else "pretrained_model_name_or_path"
+            raise TypeError(f"from_pretrained needs {missing}")
+        everywhere = check_choice("text_encoder_on", text_encoder_on, TextEncoderOn) is TextEncoderOn.ALL
         dtype = kwargs.pop("torch_dtype", kwargs.pop("dtype", None))
         with ExitStack() as stack:
             mesh = stack.enter_context(open_mesh(distri_config))
-            pipe = load_pipeline(pretrained_model_name_or_path, mesh.device, dtype, text=mesh.rank == 0, **kwargs)
-            self = cls(pipe, distri_config, mesh)
-            self.close = weakref.finalize(self, stack.pop_all().close)
+            text = everywhere or mesh.rank == 0
+            pipe = load_pipeline(model, mesh.device, dtype, text=text, kind=cls.diffusers_class, **kwargs)
+            self = cls(pipe, distri_config, mesh, text_encoder_on=text_encoder_on)
+            self._hold(_Membership(stack.pop_all()))
+        return self
+
+    @classmethod
+    def from_pipe(cls: type[Self], other: DistriPipeline, **kwargs: Any) -> Self:
+        """Another kind of pipeline over the components, mesh and buffers of `other`; nothing is loaded or copied.
+
+        kwargs: components and options of the diffusers class that `other` does not have (controlnet, ...), or replaces.
+        The group is left when both are closed. Raises ValueError if components are missing.
+        """
+        pipe = share_components(cls.diffusers_class, other.pipeline, kwargs)
+        self = cls(pipe, other.distri_config, other.mesh, text_encoder_on=other.text_encoder_on)
+        self._decoder = other._parallel_decoder()
+        self._hold(other._membership)
         return self
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Run the warm-up steps and the first stale one at the configured size on an empty text, so that the first
-        picture finds every buffer allocated.
+        """Run a synchronous step and two stale ones at the configured size on an empty text, so that the first picture
+        finds every buffer allocated.
         """
-        unet = self.pipeline.unet
-        pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-        text, pool = torch.zeros(1, 77, unet.config.cross_attention_dim), torch.zeros(1, pooled)
-        scheduler, bar = self.pipeline.scheduler, getattr(self.pipeline, "_progress_bar_config", {})
-        self.pipeline.scheduler = type(scheduler).from_config(scheduler.config)
-        self.pipeline.set_progress_bar_config(disable=True)
-        self(
-            prompt_embeds=text,
-            negative_prompt_embeds=text,
-            pooled_prompt_embeds=pool,
-            negative_pooled_prompt_embeds=pool,
-            num_inference_steps=self.distri_config.warmup_steps + 2,
-            output_type="latent",
-        )
-        self.pipeline.scheduler = scheduler
-        self.pipeline.set_progress_bar_config(**bar)
+        config, unet, scale = self.distri_config, self.pipeline.unet, self.pipeline.vae_scale_factor
+        guided = config.do_classifier_free_guidance and unet.config.time_cond_proj_dim is None
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(1 + guided, *shape, dtype=unet.dtype, device=self.mesh.device)
+
+        sample = zeros(unet.config.in_channels, config.height // scale, config.width // scale)
+        added = None
+        if unet.config.addition_embed_type == "text_time":
+            numbers = 5 if getattr(self.pipeline.config, "requires_aesthetics_score", False) else 6
+            pooled = unet.config.projection_class_embeddings_input_dim - numbers * unet.config.addition_time_embed_dim
+            added = {"text_embeds": zeros(pooled), "time_ids": zeros(numbers)}
+        if METHODS[config.parallelism].over_time:
+            return  # it has no buffers
+        unet.begin(config.replace(warmup_steps=0), guided=guided)
+        for _ in range(3):
+            unet(sample, 1, zeros(77, unet.config.cross_attention_dim), added_cond_kwargs=added)
+        unet.end()
 
     @torch.no_grad()
-    def __call__(self, prompt: str | list[str] | None = None, **kwargs: Any) -> Any:
-        """What `StableDiffusionXLPipeline.__call__` accepts; the pictures are returned on every rank.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the wrapped pipeline's `__call__` accepts and returns, on every rank.
 
-        height and width default to the config's. Without `generator` the ranks agree on a random seed.
-        Raises ValueError for wrong input, UnsupportedError for what has no parallel form, and MeshError on the other
-        ranks for text that rank 0 cannot encode.
+        height and width default to the size of `latents`, of `image`, or the config's. Without `generator` the ranks
+        agree on a random seed. Callbacks run on rank 0 only. Raises ValueError or TypeError for wrong input,
+        UnsupportedError for what has no parallel form, and MeshError on the others for what failed on rank 0.
         """
-        for name in _UNSUPPORTED:
-            if kwargs.get(name) is not None:
-                raise UnsupportedError(
-                    f"{name} is not supported under patch parallelism; use the diffusers pipeline for it"
-                )
-        config = self.distri_config
-        over_time = METHODS[config.parallelism].over_time
+        call = name_arguments(self.pipeline, self.distri_config, args, kwargs)
+        guided = check_arguments(self.pipeline, self.distri_config, self.mesh, call)
+        over_time = METHODS[self.distri_config.parallelism].over_time
         if over_time:
-            check_over_time(self.pipeline, config, kwargs)
-        height, width = (
-            getattr(config, name) if kwargs.get(name) is None else kwargs[name] for name in ("height", "width")
-        )
-        kwargs |= {"height": height, "width": width}
-        kwargs.setdefault("guidance_scale", 5.0 if config.do_classifier_free_guidance else 1.0)
-        guided = self._check(height, width, kwargs["guidance_scale"])
-        output_type, return_dict = kwargs.pop("output_type", "pil"), kwargs.pop("return_dict", True)
-        kwargs |= self._embeddings(prompt, kwargs, guided=guided)
-        if kwargs.get("generator") is None:
-            kwargs["generator"] = torch.Generator().manual_seed(self._agree_on_seed())
-
-        unet = self.pipeline.unet
-        unet.begin(config.replace(height=height, width=width), guided=guided)
-        if over_time:
-            latents = sample_over_time(self.pipeline, config, self.mesh, guided=guided, **kwargs)
-        else:
-            latents = self.pipeline(output_type="latent", **kwargs).images
+            check_over_time(self.pipeline, self.distri_config, call)
+        if call.get("generator") is None:
+            seed = tell(self.mesh, lambda: [torch.tensor(float(secrets.randbelow(2**32)))], torch.float64)[0]
+            call["generator"] = torch.Generator().manual_seed(int(seed.item()))
+        pipe, unet = self.pipeline, self.pipeline.unet
+        relay_callbacks(pipe, self.mesh, call)
+        unet.begin(self.distri_config, guided=guided)
+        with ExitStack() as during:
+            if self.text_encoder_on is TextEncoderOn.RANK0:
+                text = TextRelay(pipe.encode_prompt, self.mesh, unet.dtype, guided=guided)
+                during.enter_context(replaced(pipe, encode_prompt=text))
+            if hasattr(pipe, "run_safety_checker"):
+                safety = SafetyRelay(pipe.run_safety_checker, self.mesh)
+                during.enter_context(replaced(pipe, run_safety_checker=safety))
+            if self._parallel_decoder() is not None:
+                during.enter_context(replaced(pipe.vae, decode=self._decode))
+            if over_time:
+                result = call_over_time(pipe, self.distri_config, self.mesh, guided=guided, **call)
+            else:
+                result = pipe(**call)
         unet.end()
-        images = latents if output_type == "latent" else self._picture(latents, output_type)
-        return StableDiffusionXLPipelineOutput(images=images) if return_dict else (images,)
+        return result
 
-    def _check(self, height: Any, width: Any, guidance_scale: Any) -> bool:
-        """Whether the UNet runs both guidance branches; ValueError for what the model or the ranks cannot do."""
-        unet, config = self.pipeline.unet, self.distri_config
-        multiple = unet.unit * self.pipeline.vae_scale_factor
-        check_size("height", height, multiple)
-        check_size("width", width, multiple)
-        if not isinstance(guidance_scale, (int, float)):
-            raise ValueError(f"guidance_scale {guidance_scale!r} is not a number; 5 is usual")
-        if guidance_scale > 1 and not config.do_classifier_free_guidance:
-            raise ValueError(
-                f"guidance_scale {guidance_scale} needs do_classifier_free_guidance=True in the DistriConfig"
-            )
-        guided = guidance_scale > 1 and unet.config.time_cond_proj_dim is None
-        check_cut(height, width, self.mesh.axes(config, guided=guided).patch_size, config, multiple)
-        return guided
+    def _decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> tuple[torch.Tensor]:
+        assert self._decoder is not None, "a call has made it"
+        picture = self._decoder.decode(z, on_every_rank=True)
+        assert picture is not None, "every rank gets the picture"
+        assert not return_dict, "the pipelines ask for a tuple"
+        return (picture,)
 
-    def _embeddings(self, prompt: Any, kwargs: dict[str, Any], *, guided: bool) -> dict[str, Any]:
-        """Encode the text on rank 0 and tell it to the others; leaves `kwargs` without the text."""
-        text = {"prompt": prompt} | {name: kwargs.pop(name, None) for name in _TEXT_ARGUMENTS[1:]}
-        given = {name: kwargs.pop(name, None) for name in _EMBEDDINGS}
-        if prompt is None and given["prompt_embeds"] is None:
-            raise ValueError("the prompt is missing; pass prompt or prompt_embeds")
-        names = _EMBEDDINGS if guided else _EMBEDDINGS[::2]
-        encoded: list[torch.Tensor] | None = None
-        if self.mesh.rank == 0:
-            scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale")
-            device = self.mesh.device
-            try:
-                parts = self.pipeline.encode_prompt(
-                    **text, **given, device=device, do_classifier_free_guidance=guided, lora_scale=scale
-                )
-                encoded = [part for name, part in zip(_EMBEDDINGS, parts, strict=True) if name in names]
-            except Exception as error:
-                self.mesh.refuse(f"{type(error).__name__}: {error}")
-                raise
-        told = self.mesh.broadcast(encoded, self.pipeline.unet.dtype)
-        return dict(zip(names, told, strict=True))
+    def _parallel_decoder(self) -> ParallelDecoder | None:
+        """The decoder for today's VAE; None for those of another kind, which decode the whole picture on every rank."""
+        vae = self.pipeline.vae
+        if not isinstance(vae, AutoencoderKL):
+            self._decoder = None
+        elif self._decoder is None or self._decoder.vae is not vae:
+            self._decoder = ParallelDecoder(vae, self.mesh)
+        return self._decoder
 
-    def _agree_on_seed(self) -> int:
-        seed = torch.tensor([float(secrets.randbelow(2**32))], dtype=torch.float64)
-        return int(self.mesh.broadcast([seed] if self.mesh.rank == 0 else None, torch.float64)[0].item())
-
-    def _picture(self, latents: torch.Tensor, output_type: str) -> Any:
-        if self._decoder.vae is not self.pipeline.vae:
-            self._decoder = ParallelDecoder(self.pipeline.vae, self.mesh)
-        picture = self._decoder(latents, on_every_rank=True)
-        if self.pipeline.watermark is not None:
-            picture = self.pipeline.watermark.apply_watermark(picture)
-        return self.pipeline.image_processor.postprocess(picture, output_type=output_type)
+    # --- a diffusers pipeline for everybody else
 
     def __getattr__(self, name: str) -> Any:
         if name == "pipeline":  # not yet set: __init__ has failed
             raise AttributeError(name)
+        if name in _VAE_SWITCHES:
+            return getattr(self.pipeline.vae, _VAE_SWITCHES[name])
+        if name in REFUSED_METHODS:
+
+            def refuse(*_: Any, **__: Any) -> NoReturn:
+                raise UnsupportedError(f"{name} has no form under patch parallelism; use the diffusers pipeline for it")
+
+            return refuse
         return getattr(self.pipeline, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         pipeline = self.__dict__.get("pipeline")
-        if pipeline is None or name not in pipeline.components:
+        if pipeline is None or name in self.__dict__ or not hasattr(pipeline, name):
             super().__setattr__(name, value)
-        elif name == "unet" and not isinstance(value, ParallelUNet):
-            pipeline.unet = ParallelUNet(value, self.distri_config, self.mesh)
+        elif name == "unet":
+            known = isinstance(value, ParallelUNet)
+            pipeline.unet = value if known else ParallelUNet(value, self.distri_config, self.mesh)
+            if getattr(pipeline, "controlnet", None) is not None:
+                self.controlnet = pipeline.controlnet
+        elif name == "controlnet":
+            pipeline.controlnet = parallel_controlnet(value, pipeline.unet)
         else:
             setattr(pipeline, name, value)
+
+
+class DistriSDXLPipeline(DistriPipeline):
+    """SDXL: text to picture."""
+
+    diffusers_class = StableDiffusionXLPipeline
+    default_model = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+class DistriSDXLImg2ImgPipeline(DistriPipeline):
+    """SDXL: picture and text to picture; also the refiner."""
+
+    diffusers_class = StableDiffusionXLImg2ImgPipeline
+
+
+class DistriSDXLInpaintPipeline(DistriPipeline):
+    """SDXL: what lies under a mask is painted anew."""
+
+    diffusers_class = StableDiffusionXLInpaintPipeline
+
+
+class DistriSDXLControlNetPipeline(DistriPipeline):
+    """SDXL: text to picture, along a control image."""
+
+    diffusers_class = StableDiffusionXLControlNetPipeline
+
+
+class DistriSDPipeline(DistriPipeline):
+    """Stable Diffusion 1.x and 2.x: text to picture."""
+
+    diffusers_class = StableDiffusionPipeline
+
+
+class DistriSDImg2ImgPipeline(DistriPipeline):
+    """Stable Diffusion 1.x and 2.x: picture and text to picture."""
+
+    diffusers_class = StableDiffusionImg2ImgPipeline
+
+
+class DistriSDInpaintPipeline(DistriPipeline):
+    """Stable Diffusion 1.x and 2.x: what lies under a mask is painted anew."""
+
+    diffusers_class = StableDiffusionInpaintPipeline
+
+
+class DistriSDControlNetPipeline(DistriPipeline):
+    """Stable Diffusion 1.x and 2.x: text to picture, along a control image."""
+
+    diffusers_class = StableDiffusionControlNetPipeline

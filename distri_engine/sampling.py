@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
 
 from distri_engine.config import DistriConfig
 from distri_engine.errors import UnsupportedError
 from distri_engine.mesh import Mesh
 from distri_engine.methods import METHODS, Predict
+from distri_engine.vae import unscale
 
 _TEXT = {
     *("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "clip_skip"),
@@ -72,6 +74,11 @@ def check_over_time(pipeline: StableDiffusionXLPipeline, config: DistriConfig, a
     not know. What equals diffusers' default is no wish.
     """
     method, scheduler = config.parallelism, pipeline.scheduler
+    if type(pipeline) is not StableDiffusionXLPipeline:
+        raise UnsupportedError(
+            f"parallelism {method} is for SDXL's text-to-picture pipeline alone, not for a {type(pipeline).__name__}; "
+            "choose another parallelism"
+        )
     if not isinstance(scheduler, DDIMScheduler):
         raise ValueError(
             f"parallelism {method} needs the steps of DDIM and does not work with {type(scheduler).__name__}; set "
@@ -87,6 +94,25 @@ def check_over_time(pipeline: StableDiffusionXLPipeline, config: DistriConfig, a
             f"a UNet that takes the guidance scale as an input is not supported under parallelism {method}; "
             "choose another parallelism"
         )
+
+
+def call_over_time(
+    pipeline: StableDiffusionXLPipeline,
+    config: DistriConfig,
+    mesh: Mesh,
+    *,
+    output_type: str = "pil",
+    return_dict: bool = True,
+    **call: Any,
+) -> Any:
+    """What `pipeline(...)` returns, for a call that `check_over_time` has let pass: `sample_over_time`, decoded."""
+    images: Any = sample_over_time(pipeline, config, mesh, **call)
+    if output_type != "latent":
+        images = pipeline.vae.decode(unscale(pipeline.vae, images), return_dict=False)[0]
+        if pipeline.watermark is not None:
+            images = pipeline.watermark.apply_watermark(images)
+        images = pipeline.image_processor.postprocess(images, output_type=output_type)
+    return StableDiffusionXLPipelineOutput(images=images) if return_dict else (images,)
 
 
 def sample_over_time(

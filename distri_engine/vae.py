@@ -34,11 +34,17 @@ class ParallelDecoder:
         """latents: [B, 4, H, W], the same on every rank, as the UNet made them (scaled)
         -> picture [B, 3, scale H, scale W] in [-1, 1] on rank 0 (or on every rank), None elsewhere.
         """
-        z = unscale(self.vae, latents)
-        if self.mesh.size == 1 or z.shape[2] < self.mesh.size or getattr(self.vae, "use_tiling", False):
-            # Fewer rows than ranks, or tiles, which are not exact anyway: every rank that needs the picture decodes it.
+        return self.decode(unscale(self.vae, latents), on_every_rank=on_every_rank)
+
+    @torch.no_grad()
+    def decode(self, z: torch.Tensor, *, on_every_rank: bool = False) -> torch.Tensor | None:
+        """z: [B, 4, H, W] as `AutoencoderKL.decode` takes it -> the picture, as above."""
+        whole = any(getattr(self.vae, switch, False) for switch in ("use_tiling", "use_slicing"))
+        if self.mesh.size == 1 or z.shape[2] < self.mesh.size or whole:
+            # Fewer rows than ranks, or switches that save memory in another way and whose result is diffusers' own:
+            # every rank that needs the picture decodes it. Of the class: the instance's may be this function.
             if self.mesh.rank == 0 or on_every_rank:
-                return self.vae.decode(z, return_dict=False)[0]
+                return type(self.vae).decode(self.vae, z, return_dict=False)[0]
             return None
         boxes = cut_rows(z.shape[2], z.shape[3], 1, self.mesh.size)
         self._clock.begin(warmup_steps=None)

@@ -115,7 +115,15 @@ def _generate(words: argparse.Namespace) -> None:
     )
     if words.report is not None:
         check_target(words.report, "report.json")
-    report = make_picture(request, config, words.output, ranks=words.ranks, device=words.device, model=words.model)
+    report = make_picture(
+        request,
+        config,
+        words.output,
+        ranks=words.ranks,
+        device=words.device,
+        model=words.model,
+        text_encoder_on=words.text_encoder_on,
+    )
     if words.report is not None:
         words.report.write_text(json.dumps(report, indent=2) + "\n")
     seconds = report["seconds"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distri_engine.bands import check_bands
-from distri_engine.config import DistriConfig, check_size
+from distri_engine.config import DistriConfig, TextEncoderOn, check_choice, check_size
 from distri_engine.request import GenerationRequest
 from distri_engine.telemetry import Event, Finished, StepDone
 from launcher import png
@@ -44,6 +44,7 @@ def make_picture(
     ranks: int | None = None,
     device: str = "auto",
     model: str | None = None,
+    text_encoder_on: str = "rank0",
     script: Sequence[str] = RANK_MODULE,
 ) -> dict[str, Any]:
     """Start a group for one picture, wait for it, and return the report.
@@ -52,6 +53,7 @@ def make_picture(
     """
     began = time.monotonic()
     check_target(output, "picture.png")
+    check_choice("text_encoder_on", text_encoder_on, TextEncoderOn)
     ranks, device, model = resolve(ranks, device, model)
     size, multiple = sizes(model)
     # The seed is drawn here, once for all ranks; a size that only the loaded model knows is filled in by them.
@@ -68,7 +70,7 @@ def make_picture(
             "config": as_parameters(config),
             "output": str(output.resolve()),
         }
-        job |= {"model": model, "device": device, "began": began}
+        job |= {"model": model, "device": device, "began": began, "text_encoder_on": text_encoder_on}
         (run_dir / "job.json").write_text(json.dumps(job))
         report = _run(
             run_dir, torchrun_command(run_dir, ranks, script, restarts=0), rank_environment(run_dir, ranks, device)
@@ -136,7 +138,7 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
     from distri_engine.mesh import resolve_device
     from launcher import group
 
-    engine = make_engine(job["model"], job["device"], place.rank, place.world_size)
+    engine = make_engine(job["model"], job["device"], place.rank, place.world_size, job["text_encoder_on"])
     request = as_request(job["request"]).resolved(default_size=engine.info.default_size)
     config = as_config(job["config"]).replace(height=request.height, width=request.width)
     device = resolve_device(job["device"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from distri_engine.config import TextEncoderOn, check_choice
 from launcher.model import choose_model
 
 MAX_RANKS = 64
@@ -38,6 +39,7 @@ class Options:
     ranks: int | None = None  # processes; None: one for every GPU, or CPU_RANKS
     device: str = "auto"  # auto, cpu, cuda
     model: str | None = None  # folder or Hugging Face id; None: SDXL base on GPUs, else the embedded one
+    text_encoder_on: str = "rank0"  # or "all": which ranks load the text encoders
     host: str = "127.0.0.1"
     port: int = 7860
     share: bool = False  # also serve through a public Gradio link
@@ -45,6 +47,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_group(self.ranks, self.device)
+        check_choice("text_encoder_on", self.text_encoder_on, TextEncoderOn)
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port {self.port} is out of range; give a number from 1 to 65535")
 
@@ -53,15 +56,19 @@ class Options:
         words = ["--device", self.device, "--host", self.host, "--port", str(self.port)]
         words += ["--ranks", str(self.ranks)] if self.ranks is not None else []
         words += ["--model", self.model] if self.model is not None else []
+        words += ["--text-encoder-on", self.text_encoder_on]
         words += ["--share"] if self.share else []
         return words + (["--auth", ":".join(self.auth)] if self.auth is not None else [])
 
 
 def add_group_options(parser: argparse.ArgumentParser) -> None:
-    """--ranks, --device, --model: the same for the page and for every command."""
+    """--ranks, --device, --model, --text-encoder-on: the same for the page and for every command."""
     parser.add_argument("--ranks", type=int, help="processes that share a picture (default: one a GPU, else 2)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--model", help="folder or Hugging Face id of an SDXL pipeline (CPU default: the embedded one)")
+    parser.add_argument(
+        "--text-encoder-on", default="rank0", help="rank0 (default) or all: who loads the text encoders"
+    )
 
 
 def parse(argv: Sequence[str]) -> Options:

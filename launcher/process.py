@@ -17,7 +17,7 @@ from launcher.options import usable_cores
 if TYPE_CHECKING:
     from distri_engine.engine import Engine
 
-MakeEngine = Callable[[str, str, int, int], "Engine"]  # model, device, rank, world size
+MakeEngine = Callable[[str, str, int, int, str], "Engine"]  # model, device, rank, world size, text_encoder_on
 AGENT_PID = "DISTRI_AGENT_PID"
 _PR_SET_PDEATHSIG = 1
 
@@ -34,14 +34,14 @@ def die_with_agent() -> None:
     die_with(int(os.environ.get(AGENT_PID, os.getppid())))
 
 
-def load_engine(model: str, device: str, rank: int, world_size: int) -> Engine:
+def load_engine(model: str, device: str, rank: int, world_size: int, text_encoder_on: str) -> Engine:
     """The real engine, with this machine's cores divided among the ranks."""
     import torch
 
     from distri_engine.engine import Engine
 
     torch.set_num_threads(max(1, usable_cores() // world_size))
-    return Engine(model, device=device, rank=rank, world_size=world_size)
+    return Engine(model, device=device, rank=rank, world_size=world_size, text_encoder_on=text_encoder_on)
 
 
 def freeze_garbage_collector() -> None:

@@ -80,7 +80,7 @@ class Worker:
         """Load the weights, then do what the hub says. Idle waiting is this queue: no polling, no collective."""
         try:
             _, device, model = resolve(self._place.world_size, options.device, options.model)
-            engine = make_engine(model, device, self._place.rank, self._place.world_size)
+            engine = make_engine(model, device, self._place.rank, self._place.world_size, options.text_encoder_on)
         except Exception as error:
             self._say(self._hello(error=reason(error)))
             threading.Event().wait()  # the page says why; starting again would end the same way

@@ -31,6 +31,9 @@ def exchange() -> Exchange:
     return Exchange(Mesh(0, 1, torch.device("cpu")), StepClock())
 
 
+MILLIONS = {"sdxl_base_unet": 2567, "sd15_unet": 860, "sd21_unet": 866, "sdxl_refiner_unet": 2260}  # parameters
+
+
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
@@ -39,10 +42,14 @@ def exchange() -> Exchange:
         ("sdxl_base_unet", (1, 39, 46, 140, 140)),
         # SD 1.5: 22 ResNet blocks, 3 + 3 samplers, 16 transformers of one layer.
         ("sd15_unet", (1, 51, 61, 32, 32)),
+        ("sd21_unet", (1, 51, 61, 32, 32)),
+        # The SDXL refiner: as many ResNet blocks and samplers, 44 transformer layers in 11 transformers.
+        ("sdxl_refiner_unet", (1, 51, 56, 88, 88)),
     ],
 )
 def test_published_unets(name: str, counts: tuple[int, ...]) -> None:
     unet = on_meta(name)
+    assert round(unet.num_parameters() / 1e6) == MILLIONS[name]
     report = apply_plan(share(unet), DISPLACED_RULES, exchange())
     assert tuple(report.counts.values()) == counts
     assert list(report.counts) == [

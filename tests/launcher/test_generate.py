@@ -46,7 +46,10 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--steps", "9999"], "steps 9999 is out of range; give a number from 1 to 1000"),
         (["--height", "1000"], "height 1000 is not a multiple of 32; nearest: 992 or 1024"),
         (["--width", "-64"], "width -64 is not a positive multiple of 32"),
-        (["--parallelism", "magic"], "unknown parallelism 'magic'; choose one of: single, naive_patch, patch, paradigms, tensor"),
+        (
+            ["--parallelism", "magic"],
+            "unknown parallelism 'magic'; choose one of: single, naive_patch, patch, paradigms, tensor",
+        ),
         (["--mode", "quick"], "unknown mode 'quick'; choose one of: full_sync"),
         (["--scheduler", "ancestral"], "unknown scheduler 'ancestral'; choose one of: ddim, euler, dpm-solver"),
         (["--split-scheme", "diagonal"], "unknown split_scheme 'diagonal'"),
@@ -60,6 +63,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--ranks", "9"], "9 ranks cannot share 8 units of rows (height 256 is 8 x 32 pixels)"),
         (["--ranks", "0"], "0 ranks are out of range"),
         (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--text-encoder-on", "1"], "unknown text_encoder_on '1'; choose one of: rank0, all"),
         (["--model", "/no/such/folder"], "neither a folder nor a Hugging Face id"),
         (["--model", "/"], "has no model_index.json"),
         (["--output", "/no/such/folder/x.png"], "the folder /no/such/folder does not exist"),
@@ -144,7 +148,8 @@ def test_ending_the_command_ends_its_ranks(tmp_path: Path, how: signal.Signals) 
 def real(tmp_path: Path, *options: str) -> dict[str, Any]:
     """The report of a picture by the real engine."""
     words = ["--prompt", "a red lighthouse by the sea", "--output", "x.png", "--report", "x.json"]
-    words += ["--ranks", "2", "--device", "cpu", "--seed", "5", "--height", "64", "--width", "96", "--steps", "3"]
+    words += ["--ranks", "2", "--device", "cpu", "--seed", "5", "--text-encoder-on", "all"]
+    words += ["--height", "64", "--width", "96", "--steps", "3", "--warmup-steps", "0"]
     run = subprocess.run(
         [sys.executable, "-m", "launcher", "generate", *words, *options],
         cwd=tmp_path,

@@ -20,7 +20,10 @@ from tests.support.processes import TOY_APP, free_port, toy_model
 
 def test_options_come_back_from_their_own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
-    full = Options(ranks=3, device="cpu", model="/m", host="127.0.0.2", port=81, share=True, auth=("me", "pass:word"))
+    full = Options(
+        ranks=3, device="cpu", model="/m", text_encoder_on="all", host="127.0.0.2", port=81, share=True,
+        auth=("me", "pass:word"),
+    )  # fmt: skip
     for one in (Options(), full):
         assert parse(one.arguments()) == one
 
@@ -38,6 +41,7 @@ def test_a_space_serves_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--ranks", "two"], "invalid int value"),
         (["--port", "99999"], "port 99999 is out of range"),
         (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--text-encoder-on", "rank1"], "unknown text_encoder_on 'rank1'; choose one of: rank0, all"),
         (["--auth", "me"], "USER:PASSWORD"),
         (["--wat"], "unrecognized arguments: --wat"),
     ],

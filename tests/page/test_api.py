@@ -55,6 +55,9 @@ def test_parameters_and_their_defaults(
         ("parallelism", "patch"),
         ("mode", "corrected_async_gn"),
         ("warmup_steps", 4),
+        ("warmup_threshold", 0.1),
+        ("extrapolation", 0.5),
+        ("extrapolation_memory", 0.5),
         ("split_scheme", "row"),
         *last,
     ]

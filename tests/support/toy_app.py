@@ -72,7 +72,7 @@ def serve(client: Client, options: start.Options) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
-def make_engine(model: str, device: str, rank: int, world_size: int) -> Any:
+def make_engine(model: str, device: str, rank: int, world_size: int, text_encoder_on: str) -> Any:
     from tests.support.toy import ToyEngine
 
     if os.environ.get("TOY_LOAD_ERROR") == f"rank {rank}":

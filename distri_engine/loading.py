@@ -1,0 +1,87 @@
+"""Diffusers pipelines from where they lie: a model folder or id, or another pipeline's components. How a pipeline is
+run is pipelines.py's business.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from distri_engine.errors import ModelError, UnsupportedError
+
+# What only rank 0 needs: text encoders, and the safety checker with what prepares pictures for it.
+_RANK_0_PARTS = (
+    *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    *("safety_checker", "feature_extractor", "image_encoder"),
+)
+
+
+def load_pipeline(
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    text: bool = True,
+    kind: Any = StableDiffusionXLPipeline,
+    **kwargs: Any,
+) -> Any:
+    """Open a model folder or id as the diffusers pipeline `kind` on `device`; without `text` the text encoders and the
+    safety checker stay on disk.
+
+    dtype defaults to float16 on CUDA and float32 elsewhere. Raises ModelError if it cannot be opened, and
+    UnsupportedError for arguments that would place the weights otherwise.
+    """
+    for name in ("device_map", "custom_pipeline", "enable_pag"):
+        if kwargs.get(name):
+            raise UnsupportedError(f"{name} is not supported under patch parallelism; every rank holds the whole model")
+    family = "SDXL" if "text_encoder_2" in inspect.signature(kind.__init__).parameters else "Stable Diffusion"
+    folder = Path(model)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise ModelError(
+            f"{model} is not a model folder: it has no model_index.json; give a diffusers {family} folder or a model id"
+        )
+    if not text:
+        accepted = inspect.signature(kind.__init__).parameters
+        kwargs |= {name: None for name in _RANK_0_PARTS if name in accepted}
+        kwargs |= {"requires_safety_checker": False} if "requires_safety_checker" in accepted else {}
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    try:
+        pipe = kind.from_pretrained(model, dtype=dtype, **kwargs)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"the model {model} cannot be opened as an {family} pipeline: {reason}") from error
+    return pipe.to(device)
+
+
+def check_family(pipe: Any) -> None:
+    """Raise ValueError if the UNet of an SDXL pipeline is not SDXL's, or the other way round: diffusers loads both."""
+    sdxl_pipeline = "text_encoder_2" in pipe.components
+    sdxl_unet = pipe.unet.config.addition_embed_type == "text_time"
+    if sdxl_pipeline != sdxl_unet:
+        families = ("Stable Diffusion 1 or 2", "SDXL")
+        raise ValueError(
+            f"a {type(pipe).__name__} cannot run the UNet of {families[sdxl_unet]}; "
+            f"use the class of the same name for {families[sdxl_unet]}"
+        )
+
+
+def share_components(kind: Any, pipe: Any, given: dict[str, Any]) -> Any:
+    """A diffusers pipeline `kind` over the components and options of `pipe`, and what is `given` besides.
+
+    Unlike diffusers' `from_pipe` it casts no weights. Raises ValueError if components are missing.
+    """
+    parts, options = kind._get_signature_keys(kind)
+    known = {name.removeprefix("_"): value for name, value in pipe.config.items()} | pipe.components
+    shared = {name: known[name] for name in (*parts, *options) if name in known} | given
+    parameters = inspect.signature(kind.__init__).parameters
+    missing = [name for name in parts if name not in shared and parameters[name].default is inspect.Parameter.empty]
+    if missing:
+        raise ValueError(f"a {type(pipe).__name__} has no {missing[0]} for a {kind.__name__}; pass {missing[0]}=...")
+    made = kind(**shared)
+    if hasattr(pipe, "watermark") and "add_watermarker" not in given:
+        made.watermark = pipe.watermark
+    return made
