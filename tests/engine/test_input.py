@@ -41,7 +41,10 @@ def test_requests(fields: dict[str, Any], sentence: str) -> None:
         ({"height": 1000}, "height 1000 is not a multiple of 32; nearest: 992 or 1024"),
         ({"width": 0}, "width 0 is not a positive multiple of 32"),
         ({"mode": "async"}, "unknown mode 'async'; choose one of: full_sync, sync_gn"),
-        ({"parallelism": "magic"}, "unknown parallelism 'magic'; choose one of: single, naive_patch, patch, paradigms, tensor"),
+        (
+            {"parallelism": "magic"},
+            "unknown parallelism 'magic'; choose one of: single, naive_patch, patch, paradigms, tensor",
+        ),
         ({"split_scheme": "diagonal"}, "unknown split_scheme 'diagonal'; choose one of: row, col, alternate"),
         ({"warmup_steps": -1}, "warmup_steps -1 is out of range"),
         ({"comm_checkpoint": 0}, "comm_checkpoint 0 is out of range"),

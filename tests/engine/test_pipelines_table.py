@@ -1,5 +1,5 @@
 """What the pipelines can do, one row a feature: every row on 2, 3 and 4 ranks against plain diffusers on one device.
-With full_sync the result is the same; with the default mode the row runs, all ranks agree, and its PSNR is printed.
+With full_sync the result is the same; in the stale modes the row runs, all ranks agree, and its PSNR is printed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from diffusers.callbacks import (
 )
 from PIL import Image
 
+from tests.engine.test_lora import add_adapter
 from tests.support.gang import run_on_ranks
 from tests.support.models import relative
 from tests.support.pipelines import KINDS, tiny_pipeline, tiny_safety_checker
@@ -33,6 +34,11 @@ CELLS = (4, HEIGHT // 8, WIDTH // 8)
 EXACT = 5e-6  # relative L2 in float32
 APART = {"split_batch": True}  # on an even number of ranks; the other rows cut patches only
 PARTS = 2  # of the table, so that a gang's time stays short
+STALE = {  # the modes that each number of ranks runs, besides full_sync
+    2: ("corrected_async_gn", "extrapolated"),
+    3: ("corrected_async_gn", "sync_gn", "stale_gn"),
+    4: ("corrected_async_gn", "separate_gn", "no_sync"),
+}
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,15 @@ def safety_checker(pipe: Any) -> None:
         pipe.safety_checker, pipe.feature_extractor = tiny_safety_checker()
 
 
+def lora(pipe: Any) -> None:
+    add_adapter(pipe.unet, "one", ["to_k", "to_v", "conv1", "conv_in"])
+
+
+def fused_lora(pipe: Any) -> None:
+    lora(pipe)
+    pipe.fuse_lora(components=["unet"])
+
+
 ALL_ROWS = (
     # SDXL, text to picture
     Row("text", "sdxl"),
@@ -259,6 +274,21 @@ ALL_ROWS = (
         "image": picture(), "mask_image": mask(), "num_images_per_prompt": 2}, config=APART),
     Row("inpaint, callback", "sdxl-9", "Inpaint", lambda: {
         "image": picture(), "mask_image": mask(), **on_step_end(new_latents, "latents", "mask")()}),
+    # Along a picture
+    Row("ControlNet", "sdxl", "ControlNet", lambda: {
+        "image": picture(), "controlnet_conditioning_scale": 0.7, "control_guidance_start": 0.1,
+        "control_guidance_end": 0.9, "output_type": "pil"}),
+    Row("ControlNet, batch, branches apart", "sdxl", "ControlNet", lambda: {
+        "image": picture(), "prompt": ["a", "b"], "num_images_per_prompt": 2}, config=APART),
+    Row("ControlNet, guess mode", "sdxl", "ControlNet", lambda: {"image": picture(), "guess_mode": True}),
+    Row("ControlNet, guess mode, branches apart", "sdxl", "ControlNet", lambda: {
+        "image": picture(), "guess_mode": True}, config=APART),
+    Row("SD ControlNet", "sd15", "ControlNet", lambda: {"image": tensor(), "output_type": "pil"}),
+    # LoRA around keys, values and convolutions
+    Row("LoRA", "sdxl", setup=lora),
+    Row("LoRA, scaled", "sdxl", call=lambda: {"cross_attention_kwargs": {"scale": 0.4}}, setup=lora),
+    Row("LoRA, fused", "sdxl", setup=fused_lora, config=APART),
+    Row("SD LoRA", "sd15", setup=lora),
     # Stable Diffusion 1 and 2
     Row("SD text", "sd15", call=lambda: {"negative_prompt": "blue", "output_type": "pil"}),
     Row("SD batch", "sd15", call=lambda: {"prompt": ["a", "b"], "num_images_per_prompt": 2}, config=APART),
@@ -322,12 +352,12 @@ def expected() -> list[list[torch.Tensor]]:
     return results
 
 
-def rows_on_rank(part: int) -> dict[str, list[list[torch.Tensor]]]:
-    """On a rank: the rows of one part, exact and in the default mode."""
+def rows_on_rank(part: int, stale: tuple[str, ...]) -> dict[str, list[list[torch.Tensor]]]:
+    """On a rank: the rows of one part, exact and in the `stale` modes."""
     import distri_engine
     from distri_engine import DistriConfig, open_mesh
 
-    results: dict[str, list[list[torch.Tensor]]] = {"full_sync": [], "corrected_async_gn": []}
+    results: dict[str, list[list[torch.Tensor]]] = {mode: [] for mode in ("full_sync", *stale)}
     config = DistriConfig(height=HEIGHT, width=WIDTH, warmup_steps=1, split_batch=False)
     with open_mesh(config) as mesh:
         for row in ALL_ROWS[part::PARTS]:
@@ -374,10 +404,10 @@ def psnr(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_every_row(world: int, part: int) -> None:
-    ranks = run_on_ranks(world, rows_on_rank, part)
+    ranks = run_on_ranks(world, rows_on_rank, part, STALE[world])
     wrong = []
     for index, (row, theirs) in enumerate(zip(ALL_ROWS[part::PARTS], expected()[part::PARTS], strict=True)):
-        for mode in ("full_sync", "corrected_async_gn"):
+        for mode in ("full_sync", *STALE[world]):
             ours = ranks[0][mode][index]
             for rank in ranks[1:]:
                 if not all(torch.equal(a, b) for a, b in zip(rank[mode][index], ours, strict=True)):
@@ -394,22 +424,18 @@ def test_every_row(world: int, part: int) -> None:
                 ]
             else:
                 wrong += [f"{row.name}, {mode}: not finite" for part in ours if not torch.isfinite(part.float()).all()]
-                print(f"{world} ranks, {row.name}: PSNR {psnr(ours[0], theirs[0]):.1f} dB")
+                print(f"{world} ranks, {row.name}, {mode}: PSNR {psnr(ours[0], theirs[0]):.1f} dB")
     assert not wrong, "\n".join(wrong)
 
 
 # --- nothing is silently ignored
-
-ELSEWHERE = {  # ControlNet's own
-    *("controlnet_conditioning_scale", "guess_mode", "control_guidance_start", "control_guidance_end"),
-}
 
 
 def test_every_argument_of_diffusers_is_accounted_for() -> None:
     import distri_engine
     from distri_engine.arguments import REFUSED_ARGUMENTS
 
-    accounted = {"self", "kwargs", "height", "width", *ELSEWHERE, *REFUSED_ARGUMENTS}
+    accounted = {"self", "kwargs", "height", "width", *REFUSED_ARGUMENTS}
     accounted |= {name for row in ALL_ROWS for name in arguments(row)}
     kinds = [
         getattr(distri_engine, name)

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tests.support.models import DEMO_MODEL, tiny_vae
+from tests.support.models import DEMO_MODEL, tiny_controlnet, tiny_vae
 
 # kind -> (diffusers' prefix, what is special about the UNet, options of the pipeline, prediction type)
 KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
@@ -31,18 +31,20 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 
 
 def tiny_pipeline(kind: str, task: str = "", dtype: torch.dtype = torch.float32, *, own: bool = False) -> Any:
-    """A pipeline of `kind` (see KINDS) for `task`: "" for text to picture, "Img2Img" or "Inpaint".
+    """A pipeline of `kind` (see KINDS) for `task`: "" for text to picture, "Img2Img", "Inpaint" or "ControlNet".
 
     Weights depend on the kind alone; in float32 all pipelines of a process share them, unless one needs its `own`.
     """
     prefix, _, options, prediction = KINDS[kind]
     shared = dtype == torch.float32 and not own
     components = dict((_components if shared else _components.__wrapped__)(kind))
+    if task == "ControlNet":
+        components["controlnet"] = tiny_controlnet(components["unet"])
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False,
         steps_offset=1, prediction_type=prediction,
     )  # fmt: skip
-    options = {name: value for name, value in options.items() if task}
+    options = {name: value for name, value in options.items() if task in ("Img2Img", "Inpaint")}
     options |= {"add_watermarker": False} if prefix.endswith("XL") else {"requires_safety_checker": False}
     pipe = getattr(diffusers, f"{prefix}{task}Pipeline")(**components, scheduler=scheduler, **options)
     pipe.set_progress_bar_config(disable=True)
