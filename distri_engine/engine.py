@@ -169,6 +169,7 @@ class Engine:
                     wait_ms=1e3 * mesh.meter.wait_s,
                     sent_bytes=mesh.meter.sent_bytes,
                     memory_mb=self._memory_mb(),
+                    buffer_mb=unet.buffer_bytes() / _MIB if method.displaced else 0.0,
                     latents=advance.heading if mesh.rank == 0 else None,
                 )
             except GeneratorExit:  # cancelled, on every rank after this step

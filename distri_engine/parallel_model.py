@@ -79,6 +79,11 @@ class ParallelModel(nn.Module):
         for follower in self.followers:
             follower.forget()
 
+    def buffer_bytes(self) -> int:
+        """Bytes that hold activations of peers and messages to them, those of models in the same pictures included."""
+        models = (self, *self.followers)
+        return sum(sum(model._exchange.buffer_bytes().values()) for model in models)
+
     # --- a step
 
     def _start_step(self, sample: torch.Tensor) -> tuple[Box, ...]:

@@ -49,6 +49,7 @@ class StepDone:
     wait_ms: float  # wall time spent waiting for peers ("exposed" communication)
     sent_bytes: int  # payload this rank sent to its peers in this step
     memory_mb: float
+    buffer_mb: float = 0.0  # MiB of it that hold activations of peers and messages to them
     latents: Any = None  # rank 0: clean latents as foreseen by the last timestep done, [images, 4, H/8, W/8]
 
 

@@ -148,7 +148,10 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
 
     steps, finished = _follow(engine.generate(request, config), show=place.rank == 0 and sys.stdout.isatty())
     figures = torch.tensor(
-        [[s.phase == "stale", s.compute_ms, s.wait_ms, s.sent_bytes, s.evaluations, s.memory_mb] for s in steps],
+        [
+            [s.phase == "stale", s.compute_ms, s.wait_ms, s.sent_bytes, s.evaluations, s.memory_mb, s.buffer_mb]
+            for s in steps
+        ],
         dtype=torch.float64,
         device=mesh.wire_device,
     )
@@ -167,7 +170,8 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
             startup_seconds=startup,
             seconds={**finished.seconds, "save": time.perf_counter() - saving},
             steps=[[_figures(*rank) for rank in step] for step in torch.stack(everyone, dim=1).tolist()],
-            memory_mb=[max(memory) for memory in torch.stack(everyone)[..., -1].tolist()],
+            memory_mb=torch.stack(everyone)[..., -2].amax(dim=1).tolist(),
+            buffer_mb=torch.stack(everyone)[..., -1].amax(dim=1).tolist(),
             image=str(paths[0]),
         )
         (place.run_dir / "report.json").write_text(json.dumps(report))
@@ -190,7 +194,7 @@ def _follow(events: Iterator[Event], *, show: bool) -> tuple[list[StepDone], Fin
 
 
 def _figures(
-    stale: float, compute_ms: float, wait_ms: float, sent_bytes: float, evaluations: float, _: float
+    stale: float, compute_ms: float, wait_ms: float, sent_bytes: float, evaluations: float, *_: float
 ) -> StepFigures:
     return StepFigures(
         phase="stale" if stale else "sync",

@@ -201,6 +201,7 @@ class Step(Message):
     wait_ms: Amount
     sent_bytes: Annotated[int, _whole(0, 2**50)]
     memory_mb: Amount
+    buffer_mb: Amount = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

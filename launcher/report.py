@@ -31,6 +31,7 @@ def make_report(
     seconds: Mapping[str, float],
     steps: Sequence[Sequence[StepFigures]],  # [step][rank]
     memory_mb: Sequence[float],
+    buffer_mb: Sequence[float],
     image: str | None,
 ) -> dict[str, Any]:
     """A dict that is JSON as it stands. Seconds exclude process start and model load, which are `startup_seconds`.
@@ -63,6 +64,7 @@ def make_report(
             for index, ranks in enumerate(steps)
         ],
         "memory_mb": [round(memory, 1) for memory in memory_mb],
+        "buffer_mb": [round(buffers, 3) for buffers in buffer_mb],
         "image": image,
     }
     if config["parallelism"] == "paradigms":

@@ -201,6 +201,7 @@ class Worker:
                 wait_ms=event.wait_ms,
                 sent_bytes=event.sent_bytes,
                 memory_mb=event.memory_mb,
+                buffer_mb=event.buffer_mb,
             )
         )
 

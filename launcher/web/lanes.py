@@ -64,9 +64,16 @@ def _lane(lane: Lane, update: Update) -> dict[str, Any]:
         "status": f"step {lane.step} / {update.steps}" if running else WORDS.get(update.state, update.state),
         "wait": f"waiting {100 * wait / whole:.0f} %" if whole and not alone else "",
         "sent": f"{amount(lane.sent_bytes)}/step" if lane.history and not alone else "",
-        "memory": f"{lane.memory_mb:.0f} MiB" if lane.memory_mb else "",
+        "memory": _memory(lane),
         "bars": [[round(compute, 2), round(wait, 2)] for compute, wait in lane.history],
     }
+
+
+def _memory(lane: Lane) -> str:
+    if not lane.memory_mb:
+        return ""
+    buffers = f", {amount(lane.buffer_mb * 2**20)} buffers" if lane.buffer_mb else ""
+    return f"{lane.memory_mb:.0f} MiB{buffers}"
 
 
 def _name(rank: int, device: str) -> str:
