@@ -84,7 +84,8 @@ class _Link:
 
     def trim(self) -> None:
         """Give the memory of all places that the peer has read back to the system; they stay usable."""
-        self._read(blocking=False)
+        with suppress(MeshError):  # of a peer that has hung up, the next message will tell
+            self._read(blocking=False)
         for size, offsets in self._free.items():
             for offset in offsets:
                 self._out_pages.madvise(mmap.MADV_REMOVE, offset, size)

@@ -130,5 +130,5 @@ def _as(kind: Any, name: str, parameters: Mapping[str, Any]) -> Any:
 
 
 def as_parameters(value: GenerationRequest | DistriConfig) -> dict[str, Any]:
-    """The plain dict that `as_request` or `as_config` reads back."""
-    return asdict(value)
+    """The plain dict that `as_request` or `as_config` reads back, and that JSON leaves as it is."""
+    return {name: list(part) if isinstance(part, tuple) else part for name, part in asdict(value).items()}
