@@ -270,7 +270,7 @@ def publish(client: Client) -> None:
         warmup_steps: int | str = 4,
         warmup_threshold: float = 0.1,
         extrapolation: float | list[float] = 0.5,
-        extrapolation_memory: float = 0.5,
+        extrapolation_memory: float | list[float] = 0.5,
         split_scheme: str = "row",
         split_batch: bool = True,
         picard_window: int | None = None,
@@ -293,7 +293,7 @@ def publish(client: Client) -> None:
         warmup_steps: int | str = 4,
         warmup_threshold: float = 0.1,
         extrapolation: float | list[float] = 0.5,
-        extrapolation_memory: float = 0.5,
+        extrapolation_memory: float | list[float] = 0.5,
         split_scheme: str = "row",
         split_batch: bool | None = None,
     ) -> tuple[dict, dict, dict, dict]:

@@ -103,15 +103,14 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
-def check_extrapolation(value: Any) -> tuple[float, float, float]:
-    """Return `value`, one factor or (keys and values, halos, GroupNorm moments), as three; ValueError otherwise."""
+def check_factors(name: str, value: Any, high: float) -> tuple[float, float, float]:
+    """Return `value`, one factor in [0, high] or (keys and values, halos, GroupNorm moments), as three; or ValueError."""
     factors = tuple(value) if isinstance(value, (list, tuple)) else (value,) * 3
     if len(factors) != 3:
         raise ValueError(
-            f"extrapolation {value!r} has {len(factors)} factors; "
-            "give one, or three: for keys and values, halos, GroupNorm moments"
+            f"{name} {value!r} has {len(factors)} factors; give one, or three: for keys and values, halos, moments"
         )
-    keys_values, halos, moments = (check_number("extrapolation", factor, 0, 2) for factor in factors)
+    keys_values, halos, moments = (check_number(name, factor, 0, high) for factor in factors)
     return keys_values, halos, moments
 
 
@@ -135,9 +134,10 @@ class DistriConfig:
     warmup_threshold: float = 0.1  # relative L2 difference, mean over layers and ranks
     comm_checkpoint: int = 60  # payloads of this many layers travel together, asynchronously
     mode: SyncMode = SyncMode.CORRECTED_ASYNC_GN  # what is fresh and what is stale after warm-up
-    # Mode extrapolated sends x(t) + a (d(t) + m d(t-1)) in place of x(t), with d(t) = x(t) - x(t-1).
-    extrapolation: float | tuple[float, float, float] = 0.5  # a: for all, or (keys and values, halos, moments)
-    extrapolation_memory: float = 0.5  # m: how much the step before counts; 0 needs half the memory for the past
+    # Mode extrapolated sends x(t) + a (d(t) + m d(t-1)) in place of x(t), with d(t) = x(t) - x(t-1). Both factors are one
+    # for all, or three: for keys and values, halos, GroupNorm moments.
+    extrapolation: float | tuple[float, float, float] = 0.5  # a
+    extrapolation_memory: float | tuple[float, float, float] = 0.5  # m; where it is 0, d(t-1) is not kept
     use_cuda_graph: bool = True  # the original's name, accepted; steps run eagerly on every device
     parallelism: Parallelism = Parallelism.PATCH  # which system makes the picture
     split_scheme: SplitScheme = SplitScheme.ROW  # how naive patches cut the picture
@@ -155,9 +155,8 @@ class DistriConfig:
                 raise ValueError(f'warmup_steps {self.warmup_steps!r} is not a number of steps; give one, or "auto"')
             check_int("warmup_steps", self.warmup_steps, 0, 1000)
         object.__setattr__(self, "warmup_threshold", check_number("warmup_threshold", self.warmup_threshold, 0, 10))
-        object.__setattr__(self, "extrapolation", check_extrapolation(self.extrapolation))
-        memory = check_number("extrapolation_memory", self.extrapolation_memory, 0, 1)
-        object.__setattr__(self, "extrapolation_memory", memory)
+        for name, high in (("extrapolation", 2), ("extrapolation_memory", 1)):
+            object.__setattr__(self, name, check_factors(name, getattr(self, name), high))
         check_int("comm_checkpoint", self.comm_checkpoint, 1, 100_000)
         if self.picard_window is not None:
             check_int("picard_window", self.picard_window, 1, 1000)

@@ -21,7 +21,7 @@ import torch
 
 from distri_engine.bands import Box
 from distri_engine.buckets import Bucket, Parcel, pack
-from distri_engine.config import DistriConfig, SyncMode, check_extrapolation
+from distri_engine.config import DistriConfig, SyncMode, check_factors
 from distri_engine.errors import ModelError
 from distri_engine.mesh import Axes, Mesh, Pending
 from distri_engine.step import Phase, StepClock
@@ -77,7 +77,7 @@ class Slot(ABC):
         if not before:  # the first step of a picture
             return tensors
         earlier, moved = self.moved, [new - old for new, old in zip(tensors, before, strict=True)]
-        reach, memory = self.exchange.reach[self.kind], config.extrapolation_memory
+        reach, memory = self.exchange.reach[self.kind], self.exchange.memory[self.kind]
         self.moved = moved if memory else []
         ahead = [torch.add(x, d, alpha=reach) for x, d in zip(tensors, moved, strict=True)]
         return (
@@ -232,7 +232,8 @@ class Exchange:
         self.box = Box(0, 0, 0, 0)  # this rank's band
         self.rows: tuple[int, ...] = (1,)  # rows of every band
         self.weights: tuple[float, ...] = (1.0,)  # share of every band
-        self.reach: tuple[float, float, float] = (0.0, 0.0, 0.0)  # extrapolation factors, by kind of slot
+        self.reach: tuple[float, ...] = (0.0, 0.0, 0.0)  # extrapolation factors, by kind of slot
+        self.memory: tuple[float, ...] = (0.0, 0.0, 0.0)
         self._slots: list[Slot] = []
         self._parcels: list[Parcel] = []  # what a synchronous step sent, in order: so stale steps will pack it
         self._buckets: list[Bucket] = []
@@ -262,7 +263,8 @@ class Exchange:
             self.forget()
             self.mesh.trim()
         self._boxes = tuple(boxes)
-        self.config, self.axes, self.reach = config, axes, check_extrapolation(config.extrapolation)
+        self.config, self.axes, self.reach = config, axes, check_factors("extrapolation", config.extrapolation, 2)
+        self.memory = check_factors("extrapolation_memory", config.extrapolation_memory, 1)
         self.patch, self.patches = axes.patch, axes.patch_size
         self.peers = tuple(patch for patch in range(self.patches) if patch != self.patch)
         self.box = boxes[self.patch]

@@ -64,7 +64,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="A|A,A,A",
         help="factor of mode extrapolated, or three: keys and values, halos, moments (default: %(default)s)",
     )
-    parser.add_argument("--extrapolation-memory", type=float, default=config.extrapolation_memory, metavar="M")
+    parser.add_argument(
+        "--extrapolation-memory", default="0.5", metavar="M|M,M,M", help="the same (default: %(default)s)"
+    )
     parser.add_argument("--split-scheme", default=config.split_scheme.value, help="row, col or alternate")
     parser.add_argument(
         "--picard-window", type=int, help="timesteps that paradigms refines at once (default: one a rank)"
@@ -89,6 +91,12 @@ def number(word: str, kind: type[Any]) -> Any:
         return word
 
 
+def factors(text: str) -> Any:
+    """One number, or a tuple of those between commas; what is none, somebody else judges."""
+    numbers = tuple(number(word, float) for word in text.split(","))
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
 def _generate(words: argparse.Namespace) -> None:
     request = GenerationRequest(
         prompt=words.prompt,
@@ -100,14 +108,13 @@ def _generate(words: argparse.Namespace) -> None:
         seed=words.seed,
         scheduler=words.scheduler,
     )
-    factors = tuple(number(word, float) for word in words.extrapolation.split(","))
     config = DistriConfig(
         parallelism=words.parallelism,
         mode=words.mode,
         warmup_steps=number(words.warmup_steps, int),
         warmup_threshold=words.warmup_threshold,
-        extrapolation=factors[0] if len(factors) == 1 else factors,
-        extrapolation_memory=words.extrapolation_memory,
+        extrapolation=factors(words.extrapolation),
+        extrapolation_memory=factors(words.extrapolation_memory),
         split_scheme=words.split_scheme,
         split_batch=not words.no_split_batch,
         picard_window=words.picard_window,

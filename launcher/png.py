@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from distri_engine.config import DistriConfig, Parallelism, SyncMode, check_extrapolation
+from distri_engine.config import DistriConfig, Parallelism, SyncMode, check_factors
 from distri_engine.request import GenerationRequest
 
 PICTURES = "pictures"  # in the data folder: where the page's pictures go, and all that it serves of that folder
@@ -35,8 +35,8 @@ def parameters(request: GenerationRequest, config: DistriConfig, *, model: str, 
         "Ranks": ranks,
     }
     if config.parallelism is Parallelism.PATCH and config.mode is SyncMode.EXTRAPOLATED:
-        factors = check_extrapolation(config.extrapolation)
-        settings["Extrapolation"] = " ".join(f"{number:g}" for number in (*factors, config.extrapolation_memory))
+        for name, title in (("extrapolation", "Extrapolation"), ("extrapolation_memory", "Extrapolation memory")):
+            settings[title] = " ".join(f"{factor:g}" for factor in check_factors(name, getattr(config, name), 2))
     if config.parallelism is Parallelism.PARADIGMS:
         settings |= {"Picard window": config.picard_window or ranks, "Picard tolerance": f"{config.picard_tolerance:g}"}
     return "\n".join([request.prompt, *negative, ", ".join(f"{name}: {value}" for name, value in settings.items())])

@@ -53,7 +53,12 @@ def test_every_mode_is_the_papers_arithmetic(world: int, height: int, width: int
         for mode in modes
         for rest in (
             {"bessel_correction": True, "comm_checkpoint": 60, "extrapolation": (0.5,) * 3, "extrapolation_memory": 0},
-            {"bessel_correction": False, "comm_checkpoint": 7, "extrapolation": (0.9, 0.3, 0.0)},
+            {
+                "bessel_correction": False,
+                "comm_checkpoint": 7,
+                "extrapolation": (0.9, 0.3, 0.6),
+                "extrapolation_memory": (0.5, 0.2, 0.0),
+            },
         )
     ]
     per_rank = run_on_ranks(world, predict, height, width, configs)
@@ -62,7 +67,7 @@ def test_every_mode_is_the_papers_arithmetic(world: int, height: int, width: int
     for index, config in enumerate(configs):
         expected = reference_steps(
             unet, rows, steps_of(height, width), mode=config["mode"], warmup=WARMUP, bessel=config["bessel_correction"],
-            reach=config["extrapolation"], memory=config.get("extrapolation_memory", 0.5),
+            reach=config["extrapolation"], memory=config["extrapolation_memory"] or (0.0,) * 3,
         )  # fmt: skip
         for step, reference in enumerate(expected):
             for rank, results in enumerate(per_rank):

@@ -44,7 +44,7 @@ class _Rank:
         warmup: int,
         bessel: bool,
         reach: dict[str, float],
-        memory: float,
+        memory: dict[str, float],
     ) -> None:
         self.rank, self.rows, self.threads = rank, rows, threads
         self.mode, self.warmup, self.bessel = mode, warmup, bessel
@@ -94,7 +94,7 @@ class _Rank:
         past = self.own[path] = [*self.own.get(path, []), value][-3:]
         past = [past[0]] * (3 - len(past)) + past
         kind = "stats" if "norm" in path else "gather" if path.endswith(("to_k", "to_v")) else "halo"
-        return value + self.reach[kind] * (past[2] - past[1] + self.memory * (past[1] - past[0]))
+        return value + self.reach[kind] * (past[2] - past[1] + self.memory[kind] * (past[1] - past[0]))
 
     def after_step(self) -> None:
         """Deliver what was sent during a stale step."""
@@ -169,12 +169,12 @@ def reference_steps(
     warmup: int,
     bessel: bool,
     reach: tuple[float, float, float] = (0.5, 0.5, 0.5),
-    memory: float = 0.0,
+    memory: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> list[torch.Tensor]:
     """The UNet's output at every step, assembled from len(rows) simulated ranks with bands of `rows` latent rows."""
     threads = _Threads(len(rows))
-    kinds = dict(zip(("gather", "halo", "stats"), reach, strict=True))
-    ranks = [_Rank(unet, rank, rows, threads, mode, warmup, bessel, kinds, memory) for rank in range(len(rows))]
+    kinds, memories = (dict(zip(("gather", "halo", "stats"), factors, strict=True)) for factors in (reach, memory))
+    ranks = [_Rank(unet, rank, rows, threads, mode, warmup, bessel, kinds, memories) for rank in range(len(rows))]
     outputs: list[list[torch.Tensor]] = [[] for _ in rows]
     errors: list[BaseException] = []
 
