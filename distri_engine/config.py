@@ -104,7 +104,7 @@ def check_bool(name: str, value: Any) -> bool:
 
 
 def check_factors(name: str, value: Any, high: float) -> tuple[float, float, float]:
-    """Return `value`, one factor in [0, high] or (keys and values, halos, GroupNorm moments), as three; or ValueError."""
+    """Return `value`, one factor in [0, high] or (keys and values, halos, moments), as three, else raise ValueError."""
     factors = tuple(value) if isinstance(value, (list, tuple)) else (value,) * 3
     if len(factors) != 3:
         raise ValueError(
@@ -134,7 +134,7 @@ class DistriConfig:
     warmup_threshold: float = 0.1  # relative L2 difference, mean over layers and ranks
     comm_checkpoint: int = 60  # payloads of this many layers travel together, asynchronously
     mode: SyncMode = SyncMode.CORRECTED_ASYNC_GN  # what is fresh and what is stale after warm-up
-    # Mode extrapolated sends x(t) + a (d(t) + m d(t-1)) in place of x(t), with d(t) = x(t) - x(t-1). Both factors are one
+    # Mode extrapolated sends x(t) + a (d(t) + m d(t-1)) in place of x(t), with d(t) = x(t) - x(t-1). Each factor is one
     # for all, or three: for keys and values, halos, GroupNorm moments.
     extrapolation: float | tuple[float, float, float] = 0.5  # a
     extrapolation_memory: float | tuple[float, float, float] = 0.5  # m; where it is 0, d(t-1) is not kept

@@ -154,7 +154,7 @@ def test_lanes_and_strip() -> None:
         steps=9,
         phases="Sd",
         lanes=(
-            _lane(0, (0, 0, 256, 160), "conditional"),
+            dataclasses.replace(_lane(0, (0, 0, 256, 160), "conditional"), buffer_mb=3.0),
             _lane(1, (0, 160, 256, 256), "conditional"),
             _lane(2, None, "none"),
         ),
@@ -164,6 +164,7 @@ def test_lanes_and_strip() -> None:
     first, second, unused = lanes.live(update)["lanes"]
     assert (first["name"], first["part"]) == ("CPU rank 0", "rows 0–160 · with prompt")
     assert (second["status"], second["wait"], second["sent"]) == ("step 2 / 9", "waiting 25 %", "1.2 MB/step")
+    assert (first["memory"], second["memory"]) == ("400 MiB, 3.1 MB buffers", "400 MiB")
     assert (unused["state"], unused["status"]) == ("rest", "sleeping")
     assert lanes.live(update)["foot"] == "Slowest device sets the pace: 40.0 ms"
     segments = stage.strip(update.lanes, request)
@@ -226,15 +227,32 @@ def test_plan() -> None:
     assert [config.parallelism for config in first] == ["single", "naive_patch"]
 
 
+def test_the_best_mode_and_a_warm_up_that_ends_by_itself() -> None:
+    values = {**settings.DEFAULTS, "prompt": "x", "auto_warmup": True}
+    for demo, best in ((True, "extrapolated"), (False, "corrected_async_gn")):
+        status = dataclasses.replace(IDLE, model=dataclasses.replace(MODEL, demo=demo))
+        first = settings.plan(values, status)[1][0]
+        assert (first.mode, first.warmup_steps) == (best, "auto")
+    assert settings.plan({**values, "mode": "no_sync"}, IDLE)[1][0].mode == "no_sync"
+
+
 @pytest.mark.parametrize("side", ["height", "width"])
 def test_size_of_zero_is_refused_not_replaced(side: str) -> None:
     with pytest.raises(ValueError, match=f"{side} 0 is not a positive multiple of 32; the smallest is 32"):
         settings.plan({**settings.DEFAULTS, "prompt": "x", side: 0}, IDLE)
 
 
-def test_settings_come_back() -> None:
+@pytest.mark.parametrize("auto_warmup", [False, True])
+def test_settings_come_back(auto_warmup: bool) -> None:
     values = {**settings.DEFAULTS, "prompt": "x", "random_seed": False, "seed": 9, "steps": 7, "mode": "no_sync"}
-    values |= {"width": 256, "height": 192, "run": "+ Naive", "split_batch": "on", "scheduler": "euler"}
+    values |= {
+        "auto_warmup": auto_warmup,
+        "width": 256,
+        "height": 192,
+        "run": "+ Naive",
+        "split_batch": "on",
+        "scheduler": "euler",
+    }
     request, configs = settings.plan(values, IDLE)
     parallelisms = [str(config.parallelism) for config in configs]
     config = {**dataclasses.asdict(configs[0]), "mode": str(configs[0].mode)}
@@ -242,13 +260,21 @@ def test_settings_come_back() -> None:
 
 
 def test_link_round_trip_and_refusals() -> None:
-    values = {"prompt": "a & b", "seed": 3, "random_seed": False, "steps": 30, "guidance_scale": 7.5}
+    values = {
+        "prompt": "a & b",
+        "seed": 3,
+        "random_seed": False,
+        "steps": 30,
+        "guidance_scale": 7.5,
+        "auto_warmup": True,
+    }
     query = settings.to_link(values)
-    assert query == {"prompt": "a & b", "seed": "3", "guidance_scale": "7.5"}
-    assert settings.from_link(query)[0] == {"prompt": "a & b", "seed": 3, "guidance_scale": 7.5, "random_seed": False}
-    kept, complaints = settings.from_link({"seed": "x", "mode": "magic", "utm": "1", "random_seed": "no"})
+    assert query == {"prompt": "a & b", "seed": "3", "guidance_scale": "7.5", "auto_warmup": "True"}
+    assert settings.from_link(query)[0] == {name: value for name, value in values.items() if name != "steps"}
+    link = {"seed": "x", "mode": "magic", "utm": "1", "random_seed": "no", "auto_warmup": "perhaps"}
+    kept, complaints = settings.from_link(link)
     assert kept == {}
-    assert len(complaints) == 2
+    assert len(complaints) == 3
 
 
 @pytest.mark.parametrize("ratio", list(settings.RATIOS))
