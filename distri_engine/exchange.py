@@ -185,6 +185,18 @@ class StatsSlot(Slot):
     def incoming(self, payload: torch.Tensor) -> dict[int, tuple[int, ...]]:
         return dict.fromkeys(self.exchange.peers, tuple(payload.shape))
 
+    def message(self, payload: torch.Tensor) -> list[torch.Tensor]:
+        """Moments for the next step. What is extrapolated is mean and deviation: mean(x^2) by itself might end up below
+        mean(x)^2, or near it, and a variance near zero spoils the picture.
+        """
+        if self.exchange.config.mode is not SyncMode.EXTRAPOLATED:
+            return super().message(payload)
+        mean, square = payload
+        deviation = (square - mean * mean).clamp(min=0).sqrt()
+        ((mean, deviation),) = super().message(torch.stack([mean, deviation]))
+        deviation = deviation.clamp(min=0)
+        return [torch.stack([mean, deviation * deviation + mean * mean])]
+
     @property
     def silent(self) -> bool:
         """Whether this step's mode normalises by the own slice's moments, so that there is nothing to trade."""

@@ -88,9 +88,13 @@ class _Rank:
         return seen
 
     def _foresee(self, path: str, value: torch.Tensor) -> torch.Tensor:
-        """x(t) + a (d(t) + m d(t-1)), the whole band's."""
+        """x(t) + a (d(t) + m d(t-1)), the whole band's; of moments, mean and deviation are extrapolated."""
         if self.mode != "extrapolated":
             return value
+        if "norm" in path and not path.endswith(".deviation"):
+            now = torch.stack([value[0], (value[1] - value[0] ** 2).sqrt()])
+            mean, deviation = self._foresee(f"{path}.deviation", now)
+            return torch.stack([mean, mean**2 + deviation.clamp(min=0) ** 2])
         past = self.own[path] = [*self.own.get(path, []), value][-3:]
         past = [past[0]] * (3 - len(past)) + past
         kind = "stats" if "norm" in path else "gather" if path.endswith(("to_k", "to_v")) else "halo"
