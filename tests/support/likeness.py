@@ -49,7 +49,7 @@ def psnr(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def likeness(
-    ranks: int, configs: list[dict[str, Any]], *, prompts: int = 8, **request: Any
+    ranks: int, configs: list[dict[str, Any]], *, prompts: int = 8, warmup_steps: int = 4, **request: Any
 ) -> list[tuple[float, float]]:
     """(median, worst) PSNR in dB over the first `prompts` prompts, for each of `configs`."""
     requests = [
@@ -57,7 +57,9 @@ def likeness(
         for seed, prompt in enumerate(PROMPTS[:prompts])
     ]
     alone: list[Job] = [(one, {"parallelism": "single"}) for one in requests]
-    together: list[Job] = [(one, {"split_batch": False, **config}) for config in configs for one in requests]
+    together: list[Job] = [
+        (one, {"split_batch": False, "warmup_steps": warmup_steps, **config}) for config in configs for one in requests
+    ]
     exact = run_on_ranks(1, latents, alone)[0]
     made = run_on_ranks(ranks, latents, together)[0]
     rows = []
@@ -83,7 +85,8 @@ def main() -> None:
     configs = json.loads(words.configs) if words.configs else [{"mode": mode} for mode in words.modes.split(",")]
     rows = likeness(
         words.ranks,
-        [{"warmup_steps": words.warmup_steps, **config} for config in configs],
+        configs,
+        warmup_steps=words.warmup_steps,
         prompts=words.prompts,
         steps=words.steps,
         scheduler=words.scheduler,
