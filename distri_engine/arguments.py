@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from distri_engine.bands import check_cut
-from distri_engine.config import DistriConfig, check_size
+from distri_engine.config import DistriConfig, check_int, check_size
 from distri_engine.errors import UnsupportedError
 from distri_engine.mesh import Mesh
 
@@ -30,6 +30,7 @@ def name_arguments(pipe: Any, config: DistriConfig, args: tuple[Any, ...], kwarg
     call = dict(signature.bind_partial(pipe, *args, **kwargs).arguments)
     del call["self"]
     call |= (others := call.pop("kwargs", {}))
+    _check_kinds(call)
     attention = call.get("cross_attention_kwargs") or {}
     refused = [name for name in REFUSED_ARGUMENTS if call.get(name) is not None]
     for name in refused + [name for name in _REFUSED_ATTENTION if name in attention]:
@@ -67,6 +68,29 @@ def check_arguments(pipe: Any, config: DistriConfig, mesh: Mesh, call: dict[str,
     if call.get("prompt") is None and call.get("prompt_embeds") is None:
         raise ValueError("the prompt is missing; pass prompt or prompt_embeds")
     return guided
+
+
+def _check_kinds(call: dict[str, Any]) -> None:
+    """ValueError for values that diffusers would stumble over late, or not at all."""
+    for name in ("num_inference_steps", "num_images_per_prompt"):
+        if call.get(name) is not None:
+            check_int(name, call[name], 1, 1000)
+    if isinstance(call.get("prompt"), (list, tuple)) and not call["prompt"]:
+        raise ValueError("the list of prompts is empty; give at least one prompt")
+    generators = call.get("generator")
+    for generator in generators if isinstance(generators, (list, tuple)) else [generators]:
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"generator {generator!r} is no torch.Generator; pass torch.Generator().manual_seed(7)")
+    attention = call.get("cross_attention_kwargs")
+    if attention is not None and not isinstance(attention, dict):
+        raise ValueError(f'cross_attention_kwargs {attention!r} is not a dictionary; write {{"scale": 0.5}}')
+    for name in ("callback_on_step_end", "callback"):
+        if call.get(name) is not None and not callable(call[name]):
+            raise ValueError(f"{name} {call[name]!r} is not a function; see diffusers' documentation for its arguments")
+    latents = call.get("latents")
+    if latents is not None and (not isinstance(latents, torch.Tensor) or latents.ndim != 4):
+        shape = list(latents.shape) if isinstance(latents, torch.Tensor) else f"{latents!r:.80}"
+        raise ValueError(f"latents {shape} are not a tensor of 4 dimensions: images, channels, height / 8, width / 8")
 
 
 def _default_size(pipe: Any, config: DistriConfig, call: dict[str, Any]) -> tuple[int, int]:

@@ -99,6 +99,10 @@ class Bucket:
         self._posted = 0
         self._pending = [swap(sends, receives) for sends, receives in self._messages]
 
+    def reset(self) -> None:
+        """Forget what was put in since the last launch: a step that failed half-way left it."""
+        self._posted = 0
+
     def join(self) -> None:
         """Wait for the messages that are under way, if any."""
         for pending in self._pending:

@@ -75,7 +75,7 @@ class Slot(ABC):
             return tensors
         before, self.sent = self.sent, [tensor.clone() for tensor in tensors]
         if not before:  # the first step of a picture
-            return tensors
+            return self.sent
         earlier, moved = self.moved, [new - old for new, old in zip(tensors, before, strict=True)]
         reach, memory = self.exchange.reach[self.kind], self.exchange.memory[self.kind]
         self.moved = moved if memory else []
@@ -286,15 +286,18 @@ class Exchange:
     def start_step(self) -> None:
         """Before the first layer of a step."""
         if self.clock.step.phase is Phase.SYNC:
-            self._parcels = []
-            self._changes = []
-        elif self._parcels:
+            self._parcels, self._changes = [], []
+            return
+        extrapolates = self.config.mode is SyncMode.EXTRAPOLATED
+        if self._changes and not extrapolates:  # the adaptive warm-up is over
+            self._forget_sent()
+        self._changes = []
+        if self._parcels:
             self._lay_out()
-            self._changes = []
-            if self.config.mode is not SyncMode.EXTRAPOLATED:
-                self._forget_sent()
-            elif self.clock.step.index > 1:  # two steps are behind us: something was foreseen
+            if extrapolates and self.clock.step.index > 1:  # two steps are behind us: something was foreseen
                 self._send_ahead()
+            for slot in self._slots:
+                slot.ahead = []
 
     def finish_step(self) -> None:
         """After the last layer: a message that is still waiting leaves now and travels while the scheduler works."""
@@ -305,6 +308,7 @@ class Exchange:
         self._launch_full()
         for bucket in self._buckets:
             bucket.join()
+            bucket.reset()
         self._forget_sent()  # the next picture has no previous step
 
     def _forget_sent(self) -> None:
@@ -328,6 +332,8 @@ class Exchange:
         """The messages of stale steps no longer fit the slots; the next stale step lays them out anew."""
         if self._buckets:
             self._buckets = []
+            for slot in self._slots:
+                slot.bucket = None
             self.mesh.trim()
 
     def buffer_bytes(self) -> dict[str, int]:
@@ -362,14 +368,15 @@ class Exchange:
 
     def note(self, slot: Slot, payload: torch.Tensor) -> None:
         """Remember in a synchronous step what `slot` needs to know if the next one is stale."""
+        if self.clock.adaptive and isinstance(slot, GatherSlot):
+            if slot.sent:
+                self._changes.append(relative_change(slot.sent[0], payload))
+            if self.config.mode is not SyncMode.EXTRAPOLATED:
+                slot.sent = [payload.clone()]
         if self.config.mode in slot.fresh_in | slot.silent_in:
             return
         if self.clock.stale_may_follow:
             self._parcels.append(Parcel.of(slot, payload))
-        if self.clock.adaptive and isinstance(slot, GatherSlot):
-            if slot.sent:
-                self._changes.append(relative_change(slot.sent[0], payload))
-            slot.sent = [payload.clone()] if self.config.mode is not SyncMode.EXTRAPOLATED else slot.sent
         if self.config.mode is SyncMode.EXTRAPOLATED:
             slot.ahead = slot.message(payload)
 
@@ -396,7 +403,6 @@ class Exchange:
         for bucket in self._buckets:
             for parcel in bucket.parcels:
                 bucket.put(parcel.slot, parcel.slot.ahead)
-                parcel.slot.ahead = []
             bucket.launch(self.swap)
 
     def _launch_full(self) -> None:
@@ -410,6 +416,11 @@ class Exchange:
         self._parcels = []
         if [bucket.parcels for bucket in self._buckets] != groups:
             self._buckets = [Bucket(parcels, self.empty) for parcels in groups]
+            packed = {parcel.slot for parcels in groups for parcel in parcels}
+            for slot in self._slots:  # those that have nothing to send let go of the old messages
+                if slot not in packed:
+                    slot.bucket = None
+                    slot.received = {peer: tensor.clone() for peer, tensor in slot.received.items()}
 
 
 def relative_change(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

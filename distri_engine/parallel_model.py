@@ -15,6 +15,7 @@ from torch import nn
 
 from distri_engine.bands import Box
 from distri_engine.config import AUTO, DistriConfig, SyncMode
+from distri_engine.errors import EngineError
 from distri_engine.exchange import Exchange
 from distri_engine.mesh import Axes, Mesh
 from distri_engine.methods import METHODS, Method
@@ -57,6 +58,7 @@ class ParallelModel(nn.Module):
         self.method = METHODS[self.parallel_config.parallelism]
         self.axes: Axes = self.mesh.axes(self.parallel_config, guided=self.guided)
         self._size: tuple[int, ...] | None = None  # of the latents, known at the first step
+        self._over = False
         warmup = self.parallel_config.warmup_steps
         if not self.method.displaced or self.parallel_config.mode is SyncMode.FULL_SYNC:
             self.clock.begin(None)
@@ -70,6 +72,7 @@ class ParallelModel(nn.Module):
     def end(self) -> None:
         """End of a picture: waits for messages still in flight. Every rank must get here after the same step."""
         self._exchange.drain()
+        self._over = True
         for follower in self.followers:
             follower.end()
 
@@ -88,6 +91,11 @@ class ParallelModel(nn.Module):
 
     def _start_step(self, sample: torch.Tensor) -> tuple[Box, ...]:
         """sample: [B, 4, H, W] latents -> the boxes of all patch indices."""
+        if self._over:
+            raise EngineError(
+                "the last picture has ended; call begin() before the next one, or the Distri pipeline in place of the "
+                "diffusers pipeline that it wraps"
+            )
         step = self.clock.tick()
         size = (int(sample.shape[2]), int(sample.shape[3]))
         for length, side in zip(size, ("rows", "columns"), strict=True):

@@ -227,6 +227,25 @@ class DistriPipeline:
 
     # --- a diffusers pipeline for everybody else
 
+    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
+        """As diffusers' `to`: moves and casts the components, and returns this pipeline."""
+        self.pipeline.to(*args, **kwargs)
+        return self
+
+    def load_textual_inversion(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, where there are text encoders; the other ranks are told what rank 0 made of the text."""
+        if self._reads_text:
+            self.pipeline.load_textual_inversion(*args, **kwargs)
+
+    def unload_textual_inversion(self, *args: Any, **kwargs: Any) -> None:
+        """The way back."""
+        if self._reads_text:
+            self.pipeline.unload_textual_inversion(*args, **kwargs)
+
+    @property
+    def _reads_text(self) -> bool:
+        return any(getattr(self.pipeline, name, None) is not None for name in ("tokenizer", "tokenizer_2"))
+
     def __getattr__(self, name: str) -> Any:
         if name == "pipeline":  # not yet set: __init__ has failed
             raise AttributeError(name)

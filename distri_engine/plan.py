@@ -145,7 +145,7 @@ def apply_plan(tree: nn.Module, rules: Sequence[Rule], exchange: Exchange) -> Pl
     return report
 
 
-_OWN = ("_modules", "forward")  # what a twin does not take over from its original
+_OWN = ("_modules", "forward", "_compiled_call_impl")  # what a twin does not take over from its original
 
 
 def share(module: nn.Module) -> nn.Module:
@@ -199,6 +199,11 @@ def check_supported(model: nn.Module, *, whole: bool = False) -> None:
             raise UnsupportedError(
                 f"{where} has a hook around its forward (CPU offload?), which has no parallel form; "
                 "remove it, or use parallelism single"
+            )
+        if module._compiled_call_impl is not None:
+            raise UnsupportedError(
+                f"{where} is compiled, and what is compiled cannot be patched; load the model anew without compile(), "
+                "or use parallelism single"
             )
         if isinstance(getattr(module, "processor", None), FusedAttnProcessor2_0):
             raise UnsupportedError(

@@ -8,13 +8,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from distri_engine.config import DistriConfig, Parallelism, SyncMode
 from distri_engine.request import GenerationRequest
 from launcher import profile
 from launcher.generate import Failed, check_target, make_picture
-from launcher.options import OneLineParser, add_group_options, refuse
+from launcher.options import OneLineParser, add_group_options, factors, number, refuse
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,20 +80,6 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add_group_options(parser)
     parser.add_argument("--report", type=Path, metavar="JSON", help="write the figures of every step and rank there")
     parser.set_defaults(run=_generate)
-
-
-def number(word: str, kind: type[Any]) -> Any:
-    """The number that `word` is, or the word itself, for somebody else to judge."""
-    try:
-        return kind(word)
-    except ValueError:
-        return word
-
-
-def factors(text: str) -> Any:
-    """One number, or a tuple of those between commas; what is none, somebody else judges."""
-    numbers = tuple(number(word, float) for word in text.split(","))
-    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _generate(words: argparse.Namespace) -> None:

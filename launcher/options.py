@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from distri_engine.config import TextEncoderOn, check_choice
 from launcher.model import choose_model
@@ -24,6 +24,20 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         refuse(message)
+
+
+def number(word: str, kind: type[Any]) -> Any:
+    """The number that `word` is, or the word itself, for somebody else to judge."""
+    try:
+        return kind(word)
+    except ValueError:
+        return word
+
+
+def factors(text: str) -> Any:
+    """One number, or a tuple of those between commas; what is none, somebody else judges."""
+    numbers = tuple(number(word, float) for word in text.split(","))
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def refuse(message: object) -> NoReturn:

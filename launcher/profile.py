@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distri_engine.bands import check_bands
-from distri_engine.config import DistriConfig, Parallelism, check_choice, check_size
+from distri_engine.config import AUTO, DistriConfig, Parallelism, check_choice, check_size
 from distri_engine.request import GenerationRequest
 from launcher.generate import check_target
 from launcher.json_file import write_json
 from launcher.model import sizes
-from launcher.options import MAX_RANKS
+from launcher.options import MAX_RANKS, factors, number
 from launcher.profile_table import table
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--parallelism", metavar="LIST", help=f"of {', '.join(Parallelism)} (default: all but paradigms)"
     )
     parser.add_argument("--mode", default=config.mode.value, help="of patch, as in generate (default: %(default)s)")
-    parser.add_argument("--warmup-steps", type=int, default=config.warmup_steps, help="(default: %(default)s)")
+    parser.add_argument("--warmup-steps", default=str(config.warmup_steps), help="(default: %(default)s)")
+    parser.add_argument("--extrapolation-memory", default="0.5", metavar="M|M,M,M", help="of mode extrapolated")
     parser.add_argument("--split-scheme", default=config.split_scheme.value, help="row, col or alternate")
     parser.add_argument("--no-split-batch", action="store_true", help="both guidance branches on every rank")
     parser.add_argument("--model", default="sdxl", help="sdxl, sd15 or a diffusers model folder (default: %(default)s)")
@@ -67,6 +68,8 @@ def run(words: argparse.Namespace) -> None:
     """Check, count, print. Raises ValueError for what makes no sense."""
     ranks = _ranks(words.ranks)
     machine = _machine(words.tflops, words.gbps)
+    if words.warmup_steps == AUTO:
+        raise ValueError("how long a warm-up of 'auto' takes depends on the picture; give --warmup-steps a number")
     if words.dtype not in DTYPES:
         raise ValueError(f"unknown dtype {words.dtype!r}; choose one of: {', '.join(DTYPES)}")
     if words.json is not None:
@@ -80,7 +83,8 @@ def run(words: argparse.Namespace) -> None:
     )
     config = DistriConfig(
         mode=words.mode,
-        warmup_steps=words.warmup_steps,
+        warmup_steps=number(words.warmup_steps, int),
+        extrapolation_memory=factors(words.extrapolation_memory),
         split_scheme=words.split_scheme,
         split_batch=not words.no_split_batch,
     )

@@ -59,9 +59,22 @@ def test_what_has_no_parallel_form_is_refused_by_name() -> None:
         DistriSDXLPipeline(tiny_pipeline("sdxl"), pipeline.distri_config, text_encoder_on="rank1")
     with pytest.raises(ValueError, match=r"callback_on_step_end_tensor_inputs 'noise' is unknown; choose of: latents"):
         pipeline("x", callback_on_step_end=print, callback_on_step_end_tensor_inputs=["noise"])
+    for wrong, sentence in (
+        ({"num_inference_steps": 0}, "num_inference_steps 0 is out of range; give a number from 1 to 1000"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps 2.5 is not a whole number"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt 0 is out of range"),
+        ({"prompt": []}, "the list of prompts is empty; give at least one prompt"),
+        ({"generator": 7}, "generator 7 is no torch.Generator; pass torch.Generator"),
+        ({"cross_attention_kwargs": 3}, "cross_attention_kwargs 3 is not a dictionary"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end 3 is not a function"),
+        ({"latents": torch.zeros(4, 8, 8)}, r"latents \[4, 8, 8\] are not a tensor of 4 dimensions"),
+    ):
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            pipeline(**({"prompt": "x"} | wrong))
     pipeline.scheduler.register_to_config(noise_sampler_seed=None)
     with pytest.raises(ValueError, match="DDIMScheduler draws its noise apart on every rank"):
         pipeline("x")
+    assert pipeline.to("cpu") is pipeline
     pipeline.enable_vae_tiling()
     pipeline.enable_vae_slicing()
     assert pipeline.vae.use_tiling
@@ -151,6 +164,9 @@ def faults(_: int) -> dict[str, Any]:
         def smaller(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             return {"latents": tensors["latents"][..., :-4, :]}
 
+        def too_narrow(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            return {"prompt_embeds": tensors["prompt_embeds"][..., :-1]} if step == 1 else {}
+
         before = latents()
         wrong = {
             "fails": {"callback_on_step_end": fail},
@@ -160,6 +176,10 @@ def faults(_: int) -> dict[str, Any]:
             "no tensor": {"callback_on_step_end": not_a_tensor},
             "calls the UNet": {"callback_on_step_end": predict},
             "another size": {"callback_on_step_end": smaller},
+            "fails in a layer": {
+                "callback_on_step_end": too_narrow,
+                "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+            },
         }
         results: dict[str, Any] = {name: said(lambda how=how: latents(**how)) for name, how in wrong.items()}
         results["unchanged"] = torch.equal(latents(), before)
@@ -191,6 +211,7 @@ def test_a_failing_callback_raises_on_every_rank() -> None:
         assert second[name] == f"MeshError: rank 0 refused: {sentence}"
     for rank in (first, second):
         assert rank["another size"].startswith("ValueError: latents changed from ")
+        assert rank["fails in a layer"].startswith("RuntimeError: mat1 and mat2 shapes cannot be multiplied")
         assert rank["unchanged"]
         assert rank["told"]
     assert torch.equal(first["unseeded"], second["unseeded"])
@@ -311,3 +332,28 @@ def test_loras_reach_the_wrapped_pipeline() -> None:
     for before, after in run_on_ranks(2, with_lora, 0):
         assert relative(before, expected) > 1e-4
         assert relative(after, expected) < 5e-6
+
+
+def inverted(world: int) -> torch.Tensor:
+    """On a rank: a picture of a word that textual inversion has taught; plain diffusers' for a world of none."""
+    from distri_engine import DistriConfig, DistriSDPipeline, open_mesh
+
+    config = DistriConfig(height=64, width=64, mode="full_sync", split_batch=False)
+    word = {"<moss>": torch.randn(1, 48, generator=seeded())}
+    call = {"prompt": "a <moss> house", "generator": seeded(), "num_inference_steps": 2, "output_type": "latent"}
+    plain = tiny_pipeline("sd15", own=True)
+    if not world:
+        plain.load_textual_inversion(word)
+        return plain(height=64, width=64, **call).images
+    with open_mesh(config) as mesh:
+        if mesh.rank:
+            plain.text_encoder = plain.tokenizer = None
+        pipeline = DistriSDPipeline(plain, config, mesh)
+        pipeline.load_textual_inversion(word)
+        return pipeline(**call).images
+
+
+def test_textual_inversion_is_for_rank_0() -> None:
+    expected = inverted(0)
+    for ours in run_on_ranks(2, inverted, 2):
+        assert relative(ours, expected) < 5e-6

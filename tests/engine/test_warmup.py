@@ -85,12 +85,15 @@ def test_the_warm_up_ends_where_the_change_says(world: int, split_batch: bool) -
         c | {"warmup_steps": w, "warmup_threshold": threshold} for c in how for w in ("auto", 4)
     ]
     configs += [how[0] | {"warmup_steps": "auto", "warmup_threshold": limit} for limit in (0.0, 10.0)]
+    others = ("sync_gn", "stale_gn", "separate_gn", "no_sync", "full_sync")
+    configs += [c | {"mode": mode} for c in configs[:1] for mode in others]
     per_rank = run_on_ranks(world, pictures, configs)
     for results in per_rank:
         assert [phases for phases, _ in results[:4]] == ["yyyyytt"] * 4
         for adaptive, fixed in (results[:2], results[2:4]):
             assert all(torch.equal(a, b) for a, b in zip(adaptive[1], fixed[1], strict=True))
-        assert [phases for phases, _ in results[4:]] == ["yyyyyyy", "yyttttt"]
+        assert [phases for phases, _ in results[4:6]] == ["yyyyyyy", "yyttttt"]
+        assert [phases for phases, _ in results[6:]] == ["yyyyytt"] * 4 + ["yyyyyyy"]
 
 
 def test_two_ranks_with_a_branch_each_have_nothing_to_wait_for() -> None:

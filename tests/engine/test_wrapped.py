@@ -51,7 +51,7 @@ def changed_model(_: int) -> list[Any]:
     """On a rank: pictures before and after changes to the wrapped model, and what is refused."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    from distri_engine import DistriConfig, ParallelUNet, UnsupportedError, open_mesh
+    from distri_engine import DistriConfig, EngineError, ParallelUNet, UnsupportedError, open_mesh
 
     config = DistriConfig(mode="full_sync", split_batch=False)
     results: list[Any] = []
@@ -91,16 +91,24 @@ def changed_model(_: int) -> list[Any]:
         results.append(refusal())
         del plain.down_blocks[0].forward
         results.append(distance())
+        try:
+            unet(**inputs_at(0))
+        except EngineError as error:
+            results.append(str(error))
+        plain.down_blocks[1].compile(backend="eager")
+        results.append(refusal())
     return results
 
 
 def test_changes_of_the_model_are_seen_or_refused() -> None:
     for results in run_on_ranks(2, changed_model, 0):
-        *seen, freeu, fused, hooked, again = results
+        *seen, freeu, fused, hooked, again, over, compiled = results
         assert all(distance < 5e-6 for distance in (*seen, again))
         assert "uses FreeU" in freeu
         assert "fused projections" in fused
         assert hooked.startswith("down_blocks.0 has a hook around its forward")
+        assert over.startswith("the last picture has ended; call begin() before the next one")
+        assert compiled.startswith("down_blocks.1 is compiled, and what is compiled cannot be patched")
 
 
 def pipeline_uses(_: int) -> dict[str, Any]:

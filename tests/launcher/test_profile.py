@@ -26,6 +26,7 @@ from launcher.model import DEMO_MODEL
             ["--parallelism", "patch,paradigms"],
             "parallelism paradigms takes as many UNet evaluations as a picture needs",
         ),
+        (["--warmup-steps", "auto"], "how long a warm-up of 'auto' takes depends on the picture"),
         (["--dtype", "int8"], "unknown dtype 'int8'; choose one of: float16, float32"),
         (["--tflops", "100"], "--tflops and --gbps are needed both"),
         (["--tflops", "100", "--gbps", "nan"], "gbps nan is not a positive number"),
