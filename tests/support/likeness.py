@@ -1,5 +1,5 @@
 """How near a way of sharing a picture comes to one device: PSNR of the final latents, median and worst of a few
-prompts, with the embedded model on CPU ranks.
+prompts, with the embedded model on CPU ranks; and how long it takes, the configs interleaved prompt by prompt.
 
     python -m tests.support.likeness --ranks 4 --steps 20 --modes corrected_async_gn,stale_gn,extrapolated
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -20,12 +21,22 @@ from tests.support.models import DEMO_MODEL, PROMPTS
 Job = tuple[dict[str, Any], dict[str, Any]]  # a request and a config, as parameters
 
 
-def latents(jobs: list[Job]) -> list[torch.Tensor]:
-    """On a rank: the final latents of every job."""
+@dataclass(frozen=True)
+class Likeness:
+    """What one config came to."""
+
+    median: float  # dB
+    worst: float  # dB
+    seconds: float  # median, of denoising
+    sync_steps: tuple[int, int]  # fewest and most
+
+
+def pictures(jobs: list[Job]) -> list[tuple[torch.Tensor, float, int]]:
+    """On a rank: final latents, seconds of denoising, and synchronous steps of every job."""
     import os
 
     from distri_engine import DistriConfig, Engine, GenerationRequest, open_mesh
-    from distri_engine.telemetry import StepDone
+    from distri_engine.telemetry import Finished, StepDone
 
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     engine = Engine(str(DEMO_MODEL), device="cpu", rank=rank, world_size=ranks)
@@ -33,11 +44,14 @@ def latents(jobs: list[Job]) -> list[torch.Tensor]:
     with open_mesh(DistriConfig()) as mesh:
         engine.attach(mesh)
         for request, config in jobs:
-            last = torch.empty(0)
+            last, seconds, sync = torch.empty(0), 0.0, 0
             for event in engine.generate(GenerationRequest(**request), DistriConfig(**config)):
-                if isinstance(event, StepDone) and event.latents is not None:
-                    last = event.latents
-            results.append(last)
+                if isinstance(event, StepDone):
+                    last = last if event.latents is None else event.latents
+                    sync += event.phase == "sync"
+                elif isinstance(event, Finished):
+                    seconds = event.seconds["denoise"]
+            results.append((last, seconds, sync))
         engine.detach()
     return results
 
@@ -50,23 +64,25 @@ def psnr(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 def likeness(
     ranks: int, configs: list[dict[str, Any]], *, prompts: int = 8, warmup_steps: int = 4, **request: Any
-) -> list[tuple[float, float]]:
-    """(median, worst) PSNR in dB over the first `prompts` prompts, for each of `configs`."""
+) -> list[Likeness]:
+    """Over the first `prompts` prompts, for each of `configs`."""
     requests = [
         {"height": 256, "width": 256, "guidance_scale": 4.0, "prompt": prompt, "seed": seed, **request}
         for seed, prompt in enumerate(PROMPTS[:prompts])
     ]
     alone: list[Job] = [(one, {"parallelism": "single"}) for one in requests]
     together: list[Job] = [
-        (one, {"split_batch": False, "warmup_steps": warmup_steps, **config}) for config in configs for one in requests
+        (one, {"split_batch": False, "warmup_steps": warmup_steps, **config}) for one in requests for config in configs
     ]
-    exact = run_on_ranks(1, latents, alone)[0]
-    made = run_on_ranks(ranks, latents, together)[0]
+    exact = run_on_ranks(1, pictures, alone)[0]
+    made = run_on_ranks(ranks, pictures, together[: len(configs)] + together)[0][len(configs) :]  # the first warm up
     rows = []
     for index in range(len(configs)):
-        some = made[index * prompts : (index + 1) * prompts]
-        values = [psnr(ours, one) for ours, one in zip(some, exact, strict=True)]
-        rows.append((median(values), min(values)))
+        some = made[index :: len(configs)]
+        values = [psnr(ours[0], one[0]) for ours, one in zip(some, exact, strict=True)]
+        sync = [steps for _, _, steps in some]
+        seconds = median(seconds for _, seconds, _ in some)
+        rows.append(Likeness(median(values), min(values), seconds, (min(sync), max(sync))))
     return rows
 
 
@@ -93,9 +109,11 @@ def main() -> None:
         height=words.size,
         width=words.size,
     )
-    for config, (middle, worst) in zip(configs, rows, strict=True):
+    for config, row in zip(configs, rows, strict=True):
         name = " ".join(f"{name}={value}" for name, value in config.items())
-        print(f"{words.ranks} ranks, {words.steps} steps, {words.scheduler}, {name}: {middle:.1f} / {worst:.1f} dB")
+        print(f"{words.ranks} ranks, {words.steps} steps, {words.scheduler}, {name}: ", end="")
+        sync = "-".join(map(str, dict.fromkeys(row.sync_steps)))
+        print(f"{row.median:.1f} / {row.worst:.1f} dB, {row.seconds:.2f} s, {sync} synchronous")
 
 
 if __name__ == "__main__":
