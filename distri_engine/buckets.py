@@ -14,7 +14,7 @@ import torch
 from distri_engine.mesh import Pending
 
 if TYPE_CHECKING:
-    from distri_engine.exchange import Slot
+    from distri_engine.slots import Slot
 
 _ALIGN = 64  # bytes; payloads of different types share a message
 

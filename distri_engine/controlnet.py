@@ -16,11 +16,11 @@ from torch import nn
 from distri_engine.bands import Box
 from distri_engine.config import DistriConfig
 from distri_engine.errors import UnsupportedError
-from distri_engine.exchange import StatsSlot
 from distri_engine.mesh import Mesh
 from distri_engine.methods import Method
 from distri_engine.parallel_model import ParallelModel
 from distri_engine.plan import Rule
+from distri_engine.slots import StatsSlot
 from distri_engine.unet import ParallelUNet
 
 

@@ -28,7 +28,7 @@ FLOORS = (
     {"methods"},
     {"plan"},
     {"layers"},
-    {"exchange", "buckets"},
+    {"exchange", "slots", "buckets"},
     {"mesh"},
     {"shared_memory"},
     {"bands", "step"},

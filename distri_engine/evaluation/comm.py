@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from distri_engine.buckets import Parcel
-from distri_engine.exchange import SLOT_KINDS, Exchange, Slot
+from distri_engine.exchange import Exchange
 from distri_engine.mesh import Mesh, Pending
+from distri_engine.slots import SLOT_KINDS, Slot
 from distri_engine.step import StepClock
 
 REDUCE = "reduce"  # sums over all ranks, inside layers

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from distri_engine.exchange import GatherSlot
+from distri_engine.slots import GatherSlot
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distri_engine.exchange import Exchange, HaloSlot
+from distri_engine.exchange import Exchange
+from distri_engine.slots import HaloSlot
 
 
 def halo_rows(conv: nn.Conv2d) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distri_engine.exchange import StatsSlot
+from distri_engine.slots import StatsSlot
 
 
 class PatchGroupNorm:
