@@ -137,21 +137,3 @@ def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     """Peak signal-to-noise ratio of 8-bit pictures, dB."""
     error = ((a.astype(float) - b.astype(float)) ** 2).mean()
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
-def test_quality_over_sixteen_prompts(capsys: pytest.CaptureFixture[str]) -> None:
-    def jobs(**config: Any) -> list[Job]:
-        return [job(prompt, config=config, steps=20, seed=seed) for seed, prompt in enumerate(PROMPTS)]
-
-    def medians(world: int) -> tuple[float, float]:
-        results = run_on_ranks(world, pictures, jobs(warmup_steps=4) + jobs(parallelism="naive_patch"))[0]
-        values = [psnr(result[0], one[0]) for result, one in zip(results, alone * 2, strict=True)]  # type: ignore[arg-type]
-        return float(np.median(values[: len(PROMPTS)])), float(np.median(values[len(PROMPTS) :]))
-
-    alone = run_on_ranks(1, pictures, jobs(parallelism="single"))[0]
-    table = {world: medians(world) for world in (2, 4)}
-    with capsys.disabled():
-        for world, (displaced, naive) in table.items():
-            print(f"\nPSNR to one device, {world} ranks: DistriFusion {displaced:.1f} dB, naive patches {naive:.1f} dB")
-    assert table[2][0] > 30
-    assert table[2][1] < 20

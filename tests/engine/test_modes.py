@@ -40,12 +40,12 @@ def predict(height: int, width: int, configs: list[dict[str, Any]]) -> list[list
     return results
 
 
-MANY = ("full_sync", "corrected_async_gn", "extrapolated")  # on many ranks, these modes will do
+MANY = ("corrected_async_gn", "extrapolated")  # on many ranks, these modes will do
 
 
 @pytest.mark.parametrize(
     ("world", "height", "width", "modes"),
-    [(2, 32, 32, MODES), (3, 28, 16, MODES), (4, 16, 24, MODES), (5, 24, 8, MANY), (7, 36, 8, MANY), (8, 32, 8, MANY)],
+    [(2, 32, 32, MODES), (3, 28, 16, MODES), (4, 16, 24, MODES), (5, 24, 8, MANY), (8, 32, 8, MANY)],
 )
 def test_every_mode_is_the_papers_arithmetic(world: int, height: int, width: int, modes: tuple[str, ...]) -> None:
     configs: list[dict[str, Any]] = [

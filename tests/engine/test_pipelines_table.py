@@ -37,7 +37,7 @@ PARTS = 2  # of the table, so that a gang's time stays short
 STALE = {  # the modes that each number of ranks runs, besides full_sync
     2: ("corrected_async_gn", "extrapolated", "separate_gn", "no_sync"),
     3: ("corrected_async_gn", "extrapolated", "sync_gn", "stale_gn"),
-    4: ("corrected_async_gn", "extrapolated"),
+    4: ("corrected_async_gn",),
 }
 
 
