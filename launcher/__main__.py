@@ -5,13 +5,13 @@ module of its own; the page is started by app.py.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from distri_engine.config import DistriConfig, Parallelism, SyncMode
 from distri_engine.request import GenerationRequest
 from launcher import profile
+from launcher.files import write_json
 from launcher.generate import Failed, check_target, make_picture
 from launcher.options import OneLineParser, add_group_options, factors, number, refuse
 
@@ -117,7 +117,7 @@ def _generate(words: argparse.Namespace) -> None:
         text_encoder_on=words.text_encoder_on,
     )
     if words.report is not None:
-        words.report.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(report, words.report)
     seconds = report["seconds"]
     made, parts = report["request"], ", ".join(f"{name} {seconds[name]:.2f}" for name in seconds if name != "total")
     print(

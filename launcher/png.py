@@ -4,13 +4,12 @@ caller's business.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from distri_engine.config import DistriConfig, Parallelism, SyncMode, check_factors
 from distri_engine.request import GenerationRequest
+from launcher.files import whole_file
 
 PICTURES = "pictures"  # in the data folder: where the page's pictures go, and all that it serves of that folder
 
@@ -48,16 +47,8 @@ def save(image: Any, path: Path, text: str) -> None:
 
     info = PngInfo()
     info.add_text("parameters", text)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            image.save(file, format="PNG", pnginfo=info)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with whole_file(path) as file:
+        image.save(file, format="PNG", pnginfo=info)
 
 
 def save_all(images: list[Any], path: Path, text: str) -> list[Path]:

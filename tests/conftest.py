@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Oracles are small: with a thread a core they would wait for each other, and for the ranks beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

@@ -65,3 +65,19 @@ class Method(ABC):
             if heading is None:  # DPM-Solver++ keeps its predictions of the clean latents itself
                 heading = scheduler.model_outputs[-1]
             yield Advance(latents=latents, heading=heading, converged=index + 1, evaluations=1)
+
+
+class WholePicture(Method):
+    """What methods that cut nothing have in common."""
+
+    whole = True
+
+    def boxes(
+        self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int
+    ) -> tuple[Box, ...]:
+        """Everybody's box is the picture."""
+        return (Box(0, size[0], 0, size[1]),) * patches
+
+    def feed(self, sample: torch.Tensor, box: Box) -> torch.Tensor:
+        """Everything."""
+        return sample

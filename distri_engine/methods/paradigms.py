@@ -15,20 +15,13 @@ from distri_engine.bands import Box
 from distri_engine.config import DistriConfig
 from distri_engine.errors import UnsupportedError
 from distri_engine.mesh import Mesh
-from distri_engine.methods.base import Advance, Method, Predict
-from distri_engine.step import Step
+from distri_engine.methods.base import Advance, Predict, WholePicture
 
 
-class Paradigms(Method):
+class Paradigms(WholePicture):
     """Parallel over time. A window of p timesteps costs each of N ranks a UNet batch of ceil(p / N) pictures."""
 
     over_time = True
-
-    def boxes(
-        self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int
-    ) -> tuple[Box, ...]:
-        """Everybody's box is the picture."""
-        return (Box(0, size[0], 0, size[1]),) * patches
 
     def feed(self, sample: torch.Tensor, box: Box) -> torch.Tensor:
         """Raises UnsupportedError: there is nothing to share in the one timestep of a call."""

@@ -4,20 +4,16 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 
-from distri_engine.bands import Box
-from distri_engine.config import DistriConfig
 from distri_engine.exchange import Exchange
 from distri_engine.layers.sharded import ShardedAttention, ShardedConv, ShardedFeedForward, ShardedResnet
-from distri_engine.methods.base import Method
+from distri_engine.methods.base import WholePicture
 from distri_engine.plan import Forward, Rule, Site
-from distri_engine.step import Step
 
 
 def _is_sampling_conv(site: Site) -> bool:
@@ -52,18 +48,7 @@ TENSOR_RULES: tuple[Rule, ...] = (
 )
 
 
-class TensorParallel(Method):
+class TensorParallel(WholePicture):
     """The paper's baseline. Ranks on the patch axis share the weights instead of the picture."""
 
     rules = TENSOR_RULES
-    whole = True
-
-    def boxes(
-        self, config: DistriConfig, step: Step, size: tuple[int, int], unit: int, patches: int
-    ) -> tuple[Box, ...]:
-        """Everybody's box is the picture."""
-        return (Box(0, size[0], 0, size[1]),) * patches
-
-    def feed(self, sample: torch.Tensor, box: Box) -> torch.Tensor:
-        """Everything."""
-        return sample

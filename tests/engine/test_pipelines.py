@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -342,6 +343,7 @@ def inverted(world: int) -> torch.Tensor:
     word = {"<moss>": torch.randn(1, 48, generator=seeded())}
     call = {"prompt": "a <moss> house", "generator": seeded(), "num_inference_steps": 2, "output_type": "latent"}
     plain = tiny_pipeline("sd15", own=True)
+    plain.tokenizer = copy.deepcopy(plain.tokenizer)  # the others are to know no new word
     if not world:
         plain.load_textual_inversion(word)
         return plain(height=64, width=64, **call).images
