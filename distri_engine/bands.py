@@ -72,9 +72,17 @@ def _edges(length: int, unit: int, ranks: int, lines: str) -> list[int]:
     return edges
 
 
+def used_ranks(config: DistriConfig, ranks: int) -> int:
+    """How many of `ranks` make the picture. Raises ValueError if `config` asks for more than there are."""
+    if config.ranks is not None and config.ranks > ranks:
+        raise ValueError(f"{config.ranks} ranks are asked for and {ranks} are there; give a number from 1 to {ranks}")
+    return 1 if config.parallelism is Parallelism.SINGLE else config.ranks or ranks
+
+
 def patch_ranks(request: GenerationRequest, config: DistriConfig, ranks: int) -> int:
     """How many of `ranks` share one guidance branch of `request`: the length of the patch axis."""
-    return ranks // branch_ranks(guided=request.guided, config=config, ranks=ranks)
+    used = used_ranks(config, ranks)
+    return used // branch_ranks(guided=request.guided, config=config, ranks=used)
 
 
 def branch_ranks(*, guided: bool, config: DistriConfig, ranks: int) -> int:

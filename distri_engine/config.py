@@ -140,6 +140,7 @@ class DistriConfig:
     extrapolation_memory: float | tuple[float, float, float] = 0.5  # m; where it is 0, d(t-1) is not kept
     use_cuda_graph: bool = True  # the original's name, accepted; steps run eagerly on every device
     parallelism: Parallelism = Parallelism.PATCH  # which system makes the picture
+    ranks: int | None = None  # the first so many ranks of the group make it, the others rest; None: all. Engine only
     split_scheme: SplitScheme = SplitScheme.ROW  # how naive patches cut the picture
     picard_window: int | None = None  # timesteps that paradigms refines at once, at most all; None: one a rank
     picard_tolerance: float = 0.1  # how far a Picard iterate may still move, relative to its timestep's noise level
@@ -157,6 +158,8 @@ class DistriConfig:
         object.__setattr__(self, "warmup_threshold", check_number("warmup_threshold", self.warmup_threshold, 0, 10))
         for name, high in (("extrapolation", 2), ("extrapolation_memory", 1)):
             object.__setattr__(self, name, check_factors(name, getattr(self, name), high))
+        if self.ranks is not None:
+            check_int("ranks", self.ranks, 1, 1000)
         check_int("comm_checkpoint", self.comm_checkpoint, 1, 100_000)
         if self.picard_window is not None:
             check_int("picard_window", self.picard_window, 1, 1000)

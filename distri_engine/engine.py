@@ -16,11 +16,11 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from distri_engine.bands import check_bands
+from distri_engine.bands import check_bands, used_ranks
 from distri_engine.config import DistriConfig, TextEncoderOn, check_choice, check_size
 from distri_engine.errors import MeshError
 from distri_engine.loading import load_pipeline
-from distri_engine.mesh import Axes, Mesh, device_name, resolve_device
+from distri_engine.mesh import Mesh, device_name, resolve_device
 from distri_engine.methods import METHODS, Advance
 from distri_engine.preview import LatentPreview
 from distri_engine.request import GenerationRequest, Scheduler
@@ -41,12 +41,16 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class _Seat:
-    """A rank's place in one generation of the group."""
+    """A rank's place among those that make a picture."""
 
     mesh: Mesh
     unet: ParallelUNet
     decoder: ParallelDecoder
-    own_decoder: ParallelDecoder  # for pictures that rank 0 makes alone
+
+    def forget(self) -> None:
+        """Free the buffers."""
+        self.unet.forget()
+        self.decoder.forget()
 
 
 class Engine:
@@ -70,7 +74,8 @@ class Engine:
         self._pipe.set_progress_bar_config(disable=True)
         self._unet = self._pipe.unet
         self._preview = LatentPreview.of(self._pipe.vae) if rank == 0 else None
-        self._seat: _Seat | None = None
+        self._mesh: Mesh | None = None
+        self._seats: dict[int, _Seat] = {}  # by the number of ranks that work: one rank, and one other number
         demo = Path(model).resolve() == DEMO_MODEL
         levels = len(self._unet.config.block_out_channels)
         self.info = EngineInfo(
@@ -85,20 +90,29 @@ class Engine:
 
     def attach(self, mesh: Mesh) -> None:
         """Take a place in a new generation of the group."""
-        self._seat = _Seat(
-            mesh=mesh,
-            unet=ParallelUNet(self._unet, DistriConfig(), mesh),
-            decoder=ParallelDecoder(self._pipe.vae, mesh),
-            own_decoder=ParallelDecoder(self._pipe.vae, Mesh(0, 1, self.device)),
-        )
+        self._mesh = mesh
+        self._seats = {mesh.size: self._seat_on(mesh)}
 
     def detach(self) -> None:
         """Let go of the group: buffers are freed and messages in flight forgotten, so that peers notice."""
-        if self._seat is not None:
-            self._seat.unet.forget()
-            self._seat.decoder.forget()
-            self._seat.mesh.close()
-        self._seat = None
+        for seat in self._seats.values():
+            seat.forget()
+        if self._mesh is not None:
+            self._mesh.close()
+        self._mesh, self._seats = None, {}
+
+    def _seat_on(self, mesh: Mesh) -> _Seat:
+        unet, decoder = ParallelUNet(self._unet, DistriConfig(), mesh), ParallelDecoder(self._pipe.vae, mesh)
+        return _Seat(mesh=mesh, unet=unet, decoder=decoder)
+
+    def _seat(self, mesh: Mesh, count: int) -> _Seat:
+        """The place among the first `count` ranks of `mesh`. Buffers of another number of ranks are freed."""
+        for other in [other for other in self._seats if other not in (1, count)]:
+            if count > 1:
+                self._seats.pop(other).forget()
+        if count not in self._seats:
+            self._seats[count] = self._seat_on(mesh if count == mesh.size else mesh.first(count))
+        return self._seats[count]
 
     def check(self, request: GenerationRequest, config: DistriConfig, ranks: int) -> None:
         """Raise ValueError, with the number, the rule and the remedy, if this model on `ranks` cannot do `request`."""
@@ -124,13 +138,13 @@ class Engine:
         There are at most as many steps as timesteps; with paradigms a step is a Picard iteration, and fewer may do.
         Nothing is exchanged before Prepared. Closing the iterator cancels; all ranks must close it after the same step.
         """
-        if self._seat is None:
+        if self._mesh is None:
             raise MeshError("the engine is not attached to a mesh; call attach() first")
-        mesh, unet = self._seat.mesh, self._seat.unet
-        self.check(request, config, mesh.size)
-        method = METHODS[config.parallelism]
-        works = mesh.rank == 0 or not method.alone
-        decoder = self._seat.own_decoder if method.alone else self._seat.decoder
+        self.check(request, config, self._mesh.size)
+        method, used = METHODS[config.parallelism], used_ranks(config, self._mesh.size)
+        works = self._mesh.rank < used
+        seat = self._seat(self._mesh, used)
+        mesh, unet = seat.mesh, seat.unet
 
         start = time.perf_counter()
         scheduler = self._scheduler(request)
@@ -138,10 +152,10 @@ class Engine:
         latents = self._noise(request)
         unet.begin(config, guided=request.guided)
         text_seconds = time.perf_counter() - start
-        yield self._prepared(request, config, mesh)
+        yield self._prepared(request, config, unet) if works else self._resting()
 
         start = time.perf_counter()
-        if not method.alone and not self._reads_alone:
+        if works and not self._reads_alone:
             text = mesh.broadcast(text, self._unet.dtype)
         conditions = self._conditions(request, text) if works else {}
         denoise_start = time.perf_counter()
@@ -177,7 +191,7 @@ class Engine:
                 raise
         unet.end()
         decode_start = time.perf_counter()
-        picture = decoder(latents) if works else None
+        picture = seat.decoder(latents) if works else None
         images = [] if picture is None else self._pipe.image_processor.postprocess(picture, output_type="pil")
         yield Finished(
             images=images,
@@ -260,13 +274,13 @@ class Engine:
 
     # --- what a rank tells about itself
 
-    def _prepared(self, request: GenerationRequest, config: DistriConfig, mesh: Mesh) -> Prepared:
+    def _resting(self) -> Prepared:
+        return Prepared(memory_mb=self._memory_mb(), box=None, branch="none")
+
+    def _prepared(self, request: GenerationRequest, config: DistriConfig, unet: ParallelUNet) -> Prepared:
         assert request.height is not None
         assert request.width is not None
-        method = METHODS[config.parallelism]
-        if method.alone and mesh.rank != 0:
-            return Prepared(memory_mb=self._memory_mb(), box=None, branch="none")
-        axes = Axes(rank=0, cfg_size=1, patch_size=1) if method.alone else mesh.axes(config, guided=request.guided)
+        method, axes = unet.method, unet.axes
         scale = self._pipe.vae_scale_factor
         latent = (request.height // scale, request.width // scale)
         box = method.boxes(config, Step(0, Phase.SYNC), latent, self.info.size_multiple // scale, axes.patch_size)[

@@ -10,6 +10,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from distri_engine.bands import branch_ranks, spread
+from distri_engine.bands import branch_ranks, spread, used_ranks
 from distri_engine.config import DistriConfig
 from distri_engine.errors import MeshError
 from distri_engine.shared_memory import HostLinks, listen
@@ -123,7 +124,7 @@ class Mesh:
         over_host = size > 1 and dist.get_backend() == "gloo"
         self.wire_device = torch.device("cpu") if over_host else device
         self.meter = Meter()
-        self._tag = 0
+        self._swaps = 0
         self._links = _link_host(rank, size) if size > 1 and shared_memory and self.wire_device.type == "cpu" else None
 
     @classmethod
@@ -136,6 +137,14 @@ class Mesh:
             return cls(0, 1, device)
         return cls(current_rank(), current_world_size(), device, shared_memory=shared_memory)
 
+    def first(self, count: int) -> Mesh:
+        """The mesh of the first `count` ranks, this one among them, over the same connections. The others rest."""
+        if count == 1:
+            return Mesh(0, 1, self.device)
+        part = copy(self)
+        part.size, part.meter = count, Meter()
+        return part
+
     def close(self) -> None:
         """Hang up, so that a peer that waits for this rank is woken. The process group is its opener's to close."""
         if self._links is not None:
@@ -143,6 +152,11 @@ class Mesh:
 
     def axes(self, config: DistriConfig, *, guided: bool) -> Axes:
         """How the ranks are laid out for a picture; `guided` says whether it runs both guidance branches."""
+        if config.ranks is not None and used_ranks(config, config.ranks) != self.size:
+            raise ValueError(
+                f"ranks {config.ranks} of a group of {self.size}: only the Engine lets some of them rest; "
+                f"start {config.ranks} with torchrun, or leave ranks out"
+            )
         branches = branch_ranks(guided=guided, config=config, ranks=self.size)
         return Axes(rank=self.rank, cfg_size=branches, patch_size=self.size // branches)
 
@@ -152,18 +166,20 @@ class Mesh:
         Every rank must call this in the same order. The buffers belong to the transport until `Pending.wait`.
         """
         # Messages of one swap share a tag that no other swap in flight uses, so that they cannot overtake each other;
-        # a rank at the picture's edge counts the swaps in which it has no part.
-        self._tag = (self._tag + 1) % 2**30
+        # a rank at the picture's edge counts the swaps in which it has no part. Ranks that rest do not count, so that
+        # meshes of other sizes have tags of their own.
+        self._swaps = (self._swaps + 1) % 2**20
+        tag = self.size << 20 | self._swaps
         if not sends and not receives:
             return Pending([], self.meter)
         self.meter.sent_bytes += sum(tensor.nbytes for tensor in sends.values())
         if self._links is not None:
             for peer, tensor in sends.items():
-                self._links.send(self._tag, peer, tensor)
+                self._links.send(tag, peer, tensor)
             receive = self._links.receive
-            return Pending([partial(receive, self._tag, peer, into) for peer, into in receives.items()], self.meter)
-        ops = [dist.P2POp(dist.irecv, tensor, peer, tag=self._tag) for peer, tensor in receives.items()]
-        ops += [dist.P2POp(dist.isend, tensor, peer, tag=self._tag) for peer, tensor in sends.items()]
+            return Pending([partial(receive, tag, peer, into) for peer, into in receives.items()], self.meter)
+        ops = [dist.P2POp(dist.irecv, tensor, peer, tag=tag) for peer, tensor in receives.items()]
+        ops += [dist.P2POp(dist.isend, tensor, peer, tag=tag) for peer, tensor in sends.items()]
         return Pending([work.wait for work in dist.batch_isend_irecv(ops)], self.meter)
 
     def trim(self) -> None:
@@ -204,8 +220,13 @@ class Mesh:
             text = torch.tensor(list(reason.encode()), dtype=torch.uint8)
             header = torch.zeros(_HEADER, dtype=torch.int64)
             header[0], header[1] = -1, len(text)
-            dist.broadcast(header.to(self.wire_device), src=0)
-            dist.broadcast(text.to(self.wire_device), src=0)
+            self._tell(header.to(self.wire_device))
+            self._tell(text.to(self.wire_device))
+
+    def _tell(self, tensor: torch.Tensor) -> None:
+        """Rank 0's `tensor` into everybody's."""
+        listeners = range(1, self.size) if self.rank == 0 else ()
+        self.swap(dict.fromkeys(listeners, tensor), {} if self.rank == 0 else {0: tensor}).wait()
 
     def broadcast(self, tensors: Sequence[torch.Tensor] | None, dtype: torch.dtype) -> list[torch.Tensor]:
         """Rank 0's `tensors` of `dtype` on every rank's device; the other ranks pass None and need not know shapes.
@@ -222,11 +243,11 @@ class Mesh:
                 words += [tensor.ndim, *tensor.shape]
             header[: len(words)] = torch.tensor(words)
         header = header.to(self.wire_device)
-        dist.broadcast(header, src=0)
+        self._tell(header)
         words = header.tolist()
         if words[0] < 0:
             text = torch.empty(words[1], dtype=torch.uint8, device=self.wire_device)
-            dist.broadcast(text, src=0)
+            self._tell(text)
             raise MeshError(f"rank 0 refused: {bytes(text.tolist()).decode(errors='replace')}")
         count, at, shapes = words[0], 1, []
         for _ in range(count):
@@ -238,7 +259,7 @@ class Mesh:
                 tensor = torch.empty(shape, dtype=dtype, device=self.wire_device)
             else:
                 tensor = tensors[index].to(self.wire_device, dtype).contiguous()
-            dist.broadcast(tensor, src=0)
+            self._tell(tensor)
             received.append(tensor.to(self.device))
         return received
 

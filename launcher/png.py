@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from distri_engine.bands import used_ranks
 from distri_engine.config import DistriConfig, Parallelism, SyncMode, check_factors
 from distri_engine.request import GenerationRequest
 from launcher.files import whole_file
@@ -17,7 +18,7 @@ _SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm-solver": "DPM++ 2M"}
 
 
 def parameters(request: GenerationRequest, config: DistriConfig, *, model: str, ranks: int) -> str:
-    """The settings in the form that other programs read from a PNG's `parameters` chunk."""
+    """The settings in the form that other programs read from a PNG's `parameters` chunk. `ranks`: of the group."""
     negative = [f"Negative prompt: {request.negative_prompt}"] if request.negative_prompt else []
     settings = {
         "Steps": request.steps,
@@ -31,13 +32,14 @@ def parameters(request: GenerationRequest, config: DistriConfig, *, model: str, 
         "Warm-up": config.warmup_steps,
         "Split scheme": config.split_scheme.value,
         "Split batch": config.split_batch,
-        "Ranks": ranks,
+        "Ranks": used_ranks(config, ranks),
     }
     if config.parallelism is Parallelism.PATCH and config.mode is SyncMode.EXTRAPOLATED:
         for name, title in (("extrapolation", "Extrapolation"), ("extrapolation_memory", "Extrapolation memory")):
             settings[title] = " ".join(f"{factor:g}" for factor in check_factors(name, getattr(config, name), 2))
     if config.parallelism is Parallelism.PARADIGMS:
-        settings |= {"Picard window": config.picard_window or ranks, "Picard tolerance": f"{config.picard_tolerance:g}"}
+        settings["Picard window"] = config.picard_window or settings["Ranks"]
+        settings["Picard tolerance"] = f"{config.picard_tolerance:g}"
     return "\n".join([request.prompt, *negative, ", ".join(f"{name}: {value}" for name, value in settings.items())])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from distri_engine.bands import cut_cols, cut_rows, patch_ranks
+from distri_engine.bands import cut_cols, cut_rows, patch_ranks, used_ranks
 from distri_engine.config import SIZE_MULTIPLE, DistriConfig
 from distri_engine.request import GenerationRequest
 from launcher.schema import Record, Update
@@ -80,11 +80,11 @@ class Take:
         names = DistriConfig.__dataclass_fields__
         config = DistriConfig(**{name: value for name, value in self.config.items() if name in names})
         request = GenerationRequest(**self.request)
-        patches = patch_ranks(request, config, self.ranks)
+        used, patches = used_ranks(config, self.ranks), patch_ranks(request, config, self.ranks)
         height, width = (request.height or 0) // LATENT, (request.width or 0) // LATENT
         cut = cut_cols if self.method == "naive_patch" and config.split_scheme == "col" else cut_rows
         boxes = tuple(box.pixels(LATENT) for box in cut(height, width, SIZE_MULTIPLE // LATENT, patches))
-        return boxes * (self.ranks // patches)  # with guidance spread over ranks, both branches cut alike
+        return boxes * (used // patches)  # with guidance spread over ranks, both branches cut alike
 
 
 def by_method(sources: Iterable[Update | Record]) -> dict[str, Take]:

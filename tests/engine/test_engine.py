@@ -115,6 +115,19 @@ def test_events_and_resting_ranks() -> None:
     assert [rank[2][1][0].branch for rank in (first, second)] == ["unconditional", "conditional"]
 
 
+def test_a_part_of_the_group_makes_what_a_smaller_group_makes() -> None:
+    guided_apart, window = {"split_batch": True, "mode": "extrapolated"}, {"parallelism": "paradigms"}
+    jobs = [job(config={}), job(config=guided_apart), job(config=window), job(config={"parallelism": "tensor"})]
+    smaller = [result[0] for result in run_on_ranks(2, pictures, jobs)[0]]
+    parts: list[Job] = [{**one, "config": {**one["config"], "ranks": 2}} for one in jobs]
+    # Between them, pictures of the whole group, of one rank, and one that is cancelled in the middle.
+    between = [job(), job(config={"ranks": 1}), job(stop_after=2, config={"ranks": 2})]
+    results = run_on_ranks(3, pictures, [parts[0], *between, *parts])
+    for part, one in zip([results[0][0], *results[0][len(between) + 1 :]], [smaller[0], *smaller], strict=True):
+        assert np.array_equal(part[0], one)  # type: ignore[arg-type]
+    assert [rank[0][1][0].branch for rank in results] == ["both", "both", "none"]
+
+
 @pytest.mark.parametrize("stop_after", [0, 3, 7])
 def test_cancel_leaves_the_engine_ready(stop_after: int) -> None:
     warm, other = {"warmup_steps": 1}, {"mode": "stale_gn", "warmup_steps": 0}
