@@ -28,14 +28,16 @@ def table(report: dict[str, Any]) -> str:
         )
     kinds = [kind for kind in _COLUMNS if any(kind in row["received_per_step"] for row in rows)]
     header = ["method", "ranks", "T/picture", "least", "T/step", *(f"M {_COLUMNS[kind]}" for kind in kinds)]
-    header += ["M total", "MB total", "MB buffers", *(["seconds"] if report["machine"] is not None else [])]
-    cells = [header, *(_cells(row, kinds) for row in rows)]
+    held = [kind for kind in _COLUMNS if any(row["buffer_bytes"].get(kind) for row in rows)]
+    header += ["M total", "MB total", "MB buffers", *(f"of {_COLUMNS[kind]}" for kind in held)]
+    header += ["seconds"] if report["machine"] is not None else []
+    cells = [header, *(_cells(row, kinds, held) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     body = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
     return "\n".join([*lines, "", *body])
 
 
-def _cells(row: dict[str, Any], kinds: Iterable[str]) -> list[str]:
+def _cells(row: dict[str, Any], kinds: Iterable[str], held: Iterable[str]) -> list[str]:
     received = row["received_per_step"]
     cells = [row["parallelism"], str(row["ranks"])]
     cells += [f"{row[name] / 1e12:,.2f}" for name in ("macs_per_picture", "macs_per_picture_least")]
@@ -43,4 +45,5 @@ def _cells(row: dict[str, Any], kinds: Iterable[str]) -> list[str]:
     cells += [f"{received[kind]['elements'] / 1e6:,.2f}" if kind in received else "-" for kind in kinds]
     total, octets = row["received_per_step_elements"] / 1e6, row["received_per_step_bytes"] / 1e6
     cells += [f"{total:,.1f}", f"{octets:,.1f}", f"{sum(row['buffer_bytes'].values()) / 1e6:,.1f}"]
+    cells += [f"{row['buffer_bytes'].get(kind, 0) / 1e6:,.1f}" for kind in held]
     return cells + ([] if row["seconds"] is None else [f"{row['seconds']:,.2f}"])
