@@ -4,7 +4,7 @@ joined one step later. What a payload means is exchange.py's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -47,44 +47,80 @@ def pack(parcels: Sequence[Parcel], size: int) -> list[list[Parcel]]:
     return [list(parcels[start : start + size]) for start in range(0, len(parcels), size)]
 
 
+Item = tuple[Parcel, tuple[int, ...]]  # a tensor of this shape, of the slot of this parcel
+
+
+@dataclass(frozen=True)
+class Letter:
+    """Parcels that travel alike: a payload for everybody is packed once, one for a neighbour beside it."""
+
+    out: dict[tuple[int, ...], list[Item]]  # patch indices -> what is packed for them, in order
+    into: dict[int, list[Item]]  # patch index -> what it packs for this rank, in order
+
+    @classmethod
+    def of(cls, parcels: Sequence[Parcel]) -> Letter:
+        """What `parcels` send and receive."""
+        destinations = sorted({peers for parcel in parcels for peers, _ in parcel.out})
+        senders = sorted({peer for parcel in parcels for peer, _ in parcel.into})
+        return cls(
+            out={to: [(p, shape) for p in parcels for at, shape in p.out if at == to] for to in destinations},
+            into={peer: [(p, shape) for p in parcels for at, shape in p.into if at == peer] for peer in senders},
+        )
+
+
+def letters(parcels: Sequence[Parcel]) -> list[Letter]:
+    """One for payloads that go to everybody, and one for those that do not, as far as there are any."""
+    everybody = [parcel for parcel in parcels if parcel.slot.to_everybody]
+    neighbours = [parcel for parcel in parcels if not parcel.slot.to_everybody]
+    return [Letter.of(members) for members in (everybody, neighbours) if members]
+
+
+def room(items: Sequence[Item]) -> int:
+    """Bytes that `items` take, each aligned."""
+    return sum(_aligned(prod(shape) * parcel.dtype.itemsize) for parcel, shape in items)
+
+
+def views(flat: torch.Tensor, items: Sequence[Item]) -> Iterator[tuple[Slot, torch.Tensor]]:
+    """Where each of `items` stands in `flat`: bytes, [room(items)]."""
+    start = 0
+    for parcel, shape in items:
+        size = prod(shape) * parcel.dtype.itemsize
+        yield parcel.slot, flat[start : start + size].view(parcel.dtype).view(shape)
+        start += _aligned(size)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
 class Bucket:
-    """Payloads that travel together. A payload for everybody is packed once, one for a neighbour beside it."""
+    """Payloads that travel together, as messages."""
 
     def __init__(self, parcels: list[Parcel], empty: Empty) -> None:
         self.parcels = parcels
         self._posted = 0
         self._pending: list[Pending] = []
         self._outbox: dict[Slot, list[torch.Tensor]] = {parcel.slot: [] for parcel in parcels}
-        self._messages: list[tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]] = []
+        self._messages = [(self._sends(letter, empty), self._receives(letter, empty)) for letter in letters(parcels)]
+        for parcel in parcels:
+            parcel.slot.bucket = self
 
-        everybody = [parcel for parcel in parcels if parcel.slot.to_everybody]
-        neighbours = [parcel for parcel in parcels if not parcel.slot.to_everybody]
-        for members in (everybody, neighbours):
-            if members:
-                self._messages.append((self._make_sends(members, empty), self._make_receives(members, empty)))
-
-    def _make_sends(self, parcels: list[Parcel], empty: Empty) -> dict[int, torch.Tensor]:
-        destinations = {peers for parcel in parcels for peers, _ in parcel.out}
+    def _sends(self, letter: Letter, empty: Empty) -> dict[int, torch.Tensor]:
         sends: dict[int, torch.Tensor] = {}
-        for peers in sorted(destinations):
-            items = [(p, shape) for p in parcels for to, shape in p.out if to == peers]
-            flat, views = _flat([(shape, p.dtype) for p, shape in items], empty)
-            for (parcel, _), view in zip(items, views, strict=True):
-                self._outbox[parcel.slot].append(view)
+        for peers, items in letter.out.items():
+            flat = empty((room(items),), torch.uint8)
+            for slot, view in views(flat, items):
+                self._outbox[slot].append(view)
             sends |= dict.fromkeys(peers, flat)
         return sends
 
-    def _make_receives(self, parcels: list[Parcel], empty: Empty) -> dict[int, torch.Tensor]:
+    def _receives(self, letter: Letter, empty: Empty) -> dict[int, torch.Tensor]:
         receives: dict[int, torch.Tensor] = {}
-        inboxes: dict[Slot, dict[int, torch.Tensor]] = {parcel.slot: {} for parcel in parcels}
-        for peer in sorted({peer for parcel in parcels for peer, _ in parcel.into}):
-            items = [(p, shape) for p in parcels for sender, shape in p.into if sender == peer]
-            receives[peer], views = _flat([(shape, p.dtype) for p, shape in items], empty)
-            for (parcel, _), view in zip(items, views, strict=True):
-                view.copy_(parcel.slot.received[peer])  # what the last synchronous step brought
-                inboxes[parcel.slot][peer] = view
-        for slot, inbox in inboxes.items():
-            slot.received, slot.bucket = inbox, self
+        for peer, items in letter.into.items():
+            receives[peer] = empty((room(items),), torch.uint8)
+            for slot, view in views(receives[peer], items):
+                view.copy_(slot.received[peer])  # what the last synchronous step brought
+                slot.received[peer] = view
         return receives
 
     def put(self, slot: Slot, message: Sequence[torch.Tensor]) -> bool:
@@ -94,8 +130,8 @@ class Bucket:
         self._posted += 1
         return self._posted == len(self.parcels)
 
-    def launch(self, swap: Swap) -> None:
-        """Start the messages."""
+    def launch(self, swap: Swap, *, awaited: bool = False) -> None:
+        """Start the messages. `awaited`: they are for this step, in which no output has been assembled yet."""
         self._posted = 0
         self._pending = [swap(sends, receives) for sends, receives in self._messages]
 
@@ -104,28 +140,14 @@ class Bucket:
         self._posted = 0
 
     def join(self) -> None:
-        """Wait for the messages that are under way, if any."""
+        """Wait for the messages that are under way, if any, and show them to the slots."""
         for pending in self._pending:
             pending.wait()
         self._pending = []
 
+    def close(self) -> None:
+        """Nobody will ask for it any more."""
+
     def outgoing_bytes(self, slot: Slot) -> int:
         """Bytes kept here for what `slot` sends; a payload for everybody is kept once."""
         return sum(view.nbytes for view in self._outbox.get(slot, []))
-
-
-def _flat(
-    items: Sequence[tuple[tuple[int, ...], torch.dtype]], empty: Empty
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """One byte buffer and a view into it for every (shape, dtype), each aligned."""
-    sizes = [prod(shape) * dtype.itemsize for shape, dtype in items]
-    starts, end = [], 0
-    for size in sizes:
-        starts.append(end)
-        end += -(-size // _ALIGN) * _ALIGN
-    flat = empty((end,), torch.uint8)
-    views = [
-        flat[start : start + size].view(dtype).view(shape)
-        for start, size, (shape, dtype) in zip(starts, sizes, items, strict=True)
-    ]
-    return flat, views

@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from distri_engine.bands import Box
+from distri_engine.boards import BoardBucket
 from distri_engine.buckets import Bucket, Parcel, pack
 from distri_engine.config import DistriConfig, SyncMode, check_factors
 from distri_engine.mesh import Axes, Mesh, Pending
@@ -114,10 +115,11 @@ class Exchange:
 
     def forget(self) -> None:
         """Free all buffers: the next picture has another shape, or the mesh is gone."""
-        self._buckets, self._parcels, self._full = [], [], None
+        self._close_buckets()
+        self._parcels, self._full = [], None
         self._forget_sent()
         for slot in self._slots:
-            slot.received, slot.bucket = {}, None
+            slot.received, slot.borrowed, slot.bucket = {}, False, None
 
     def close_slots(self) -> None:
         """The layers that traded here are gone."""
@@ -128,10 +130,15 @@ class Exchange:
     def drop_buckets(self) -> None:
         """The messages of stale steps no longer fit the slots; the next stale step lays them out anew."""
         if self._buckets:
-            self._buckets = []
+            self._close_buckets()
             for slot in self._slots:
                 slot.bucket = None
             self.mesh.trim()
+
+    def _close_buckets(self) -> None:
+        for bucket in self._buckets:
+            bucket.close()
+        self._buckets = []
 
     def buffer_bytes(self) -> dict[str, int]:
         """Bytes of message buffers by kind of slot: what arrived last, what stale steps send from, and what they
@@ -139,7 +146,7 @@ class Exchange:
         """
         held = dict.fromkeys(SLOT_KINDS.values(), 0)
         for slot in self._slots:
-            tensors = (*slot.received.values(), *slot.sent, *slot.moved, *slot.ahead)
+            tensors = (*(() if slot.borrowed else slot.received.values()), *slot.sent, *slot.moved, *slot.ahead)
             held[SLOT_KINDS[type(slot)]] += sum(tensor.nbytes for tensor in tensors)
             held[SLOT_KINDS[type(slot)]] += sum(bucket.outgoing_bytes(slot) for bucket in self._buckets)
         return held
@@ -152,11 +159,14 @@ class Exchange:
 
     def swap(self, sends: dict[int, torch.Tensor], receives: dict[int, torch.Tensor]) -> Pending:
         """`Mesh.swap` with patch indices of this guidance branch in place of ranks."""
-        axes = self.axes
         return self.mesh.swap(
-            {axes.rank_at(axes.cfg, peer): tensor for peer, tensor in sends.items()},
-            {axes.rank_at(axes.cfg, peer): tensor for peer, tensor in receives.items()},
+            {self.rank_of(peer): tensor for peer, tensor in sends.items()},
+            {self.rank_of(peer): tensor for peer, tensor in receives.items()},
         )
+
+    def rank_of(self, peer: int) -> int:
+        """The rank that has patch index `peer` in this guidance branch."""
+        return self.axes.rank_at(self.axes.cfg, peer)
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         """The sum of everybody's `partial` over the ranks of this guidance branch, fresh at every step."""
@@ -200,7 +210,7 @@ class Exchange:
         for bucket in self._buckets:
             for parcel in bucket.parcels:
                 bucket.put(parcel.slot, parcel.slot.ahead)
-            bucket.launch(self.swap)
+            bucket.launch(self.swap, awaited=True)
 
     def _launch_full(self) -> None:
         if self._full is not None:
@@ -212,12 +222,17 @@ class Exchange:
         groups = pack(self._parcels, self.config.comm_checkpoint)
         self._parcels = []
         if [bucket.parcels for bucket in self._buckets] != groups:
-            self._buckets = [Bucket(parcels, self.empty) for parcels in groups]
+            self._close_buckets()
+            self._buckets = [
+                BoardBucket(parcels, self) if self.mesh.has_boards else Bucket(parcels, self.empty)
+                for parcels in groups
+            ]
             packed = {parcel.slot for parcels in groups for parcel in parcels}
             for slot in self._slots:  # those that have nothing to send let go of the old messages
                 if slot not in packed:
                     slot.bucket = None
                     slot.received = {peer: tensor.clone() for peer, tensor in slot.received.items()}
+                    slot.borrowed = False
 
 
 def relative_change(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

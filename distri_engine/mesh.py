@@ -182,6 +182,26 @@ class Mesh:
         ops += [dist.P2POp(dist.isend, tensor, peer, tag=tag) for peer, tensor in sends.items()]
         return Pending([work.wait for work in dist.batch_isend_irecv(ops)], self.meter)
 
+    @property
+    def has_boards(self) -> bool:
+        """Whether ranks can write where all others read, so that stale steps need no messages."""
+        return self._links is not None
+
+    def take_place(self, count: int) -> tuple[int, torch.Tensor]:
+        """A place on this rank's board: its offset, and its bytes, [count], to write to. Only if there are boards."""
+        assert self._links is not None
+        return self._links.board.take(count)
+
+    def give_place(self, offset: int, count: int) -> None:
+        """Give a place back."""
+        assert self._links is not None
+        self._links.board.give_back(offset, count)
+
+    def look(self, rank: int, offset: int, count: int) -> torch.Tensor:
+        """What stands on the board of `rank`, in place: [count] bytes, to read."""
+        assert self._links is not None
+        return self._links.look(rank, offset, count)
+
     def trim(self) -> None:
         """Give back the transport's memory: the next messages will have other sizes."""
         if self._links is not None:

@@ -6,6 +6,9 @@ Protocol, for each pair of ranks and each direction: one arena of anonymous memo
 gets when they meet; DATA(tag, place) after the bytes are in the arena; FREE(place) after the receiver has copied them
 out. The arena is sparse: pages exist once they are written, and go back to the system by `trim`. It has no name, and
 nothing is left behind by a killed process.
+
+Beside the links every rank has a board: one arena in which it writes and all its peers read, in place and without a
+word. Who may write or read which part of it when is for others to know.
 """
 
 from __future__ import annotations
@@ -42,20 +45,59 @@ def _map(descriptor: int) -> tuple[mmap.mmap, torch.Tensor]:
         return pages, torch.frombuffer(pages, dtype=torch.uint8)
 
 
+def _new_arena() -> int:
+    descriptor = os.memfd_create("distri", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, _ARENA)
+    return descriptor
+
+
+class Board:
+    """This rank's board: places in it, given out and taken back."""
+
+    def __init__(self) -> None:
+        self.descriptor = _new_arena()
+        self._pages, self._bytes = _map(os.dup(self.descriptor))
+        self._used = 0  # bytes that have been given out once
+        self._free: dict[int, list[int]] = {}  # size -> offsets to give out again
+
+    def take(self, count: int) -> tuple[int, torch.Tensor]:
+        """A place for `count` bytes: its offset, by which peers find it, and the bytes. Raises MeshError if full."""
+        size = _room(count)
+        if spare := self._free.get(size):
+            offset = spare.pop()
+        else:
+            offset, self._used = self._used, self._used + size
+            if self._used > _ARENA:
+                raise MeshError(f"buffers exceed {_ARENA >> 30} GiB; use a smaller size or more ranks")
+        return offset, self._bytes[offset : offset + count]
+
+    def give_back(self, offset: int, count: int) -> None:
+        """The place may go to somebody else, and its memory to the system."""
+        size = _room(count)
+        self._pages.madvise(mmap.MADV_REMOVE, offset, size)
+        self._free.setdefault(size, []).append(offset)
+
+
+def _room(count: int) -> int:
+    """Places have sizes of few kinds, so that they can be given out again."""
+    return max(_PAGE, 1 << (count - 1).bit_length())
+
+
 class _Link:
     """One peer: the socket, the arena that goes out, and the one that comes in."""
 
-    def __init__(self, rank: int, sock: socket.socket) -> None:
+    def __init__(self, rank: int, sock: socket.socket, board: int) -> None:
+        """`board`: the descriptor of this rank's own one, for the peer."""
         self.rank = rank
         self._socket = sock
-        descriptor = os.memfd_create("distri", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, _ARENA)
-        socket.send_fds(sock, [b"a"], [descriptor])
+        descriptor = _new_arena()
+        socket.send_fds(sock, [b"a"], [descriptor, board])
         self._out_pages, self._out = _map(descriptor)
-        _, descriptors, _, _ = socket.recv_fds(sock, 1, 1)
-        if not descriptors:
+        _, descriptors, _, _ = socket.recv_fds(sock, 1, 2)
+        if len(descriptors) < 2:
             raise OSError(f"rank {rank} hung up")
         _, self._in = _map(descriptors[0])
+        _, self.board = _map(descriptors[1])
         self._used = 0  # bytes of `_out` that have been given out once
         self._free: dict[int, list[int]] = {}  # size -> offsets to give out again
         self._sizes: dict[int, int] = {}  # offset -> size
@@ -70,7 +112,7 @@ class _Link:
         self._push(_TOKEN.pack(_DATA, offset, flat.numel(), tag))
 
     def _place(self, count: int) -> int:
-        size = max(_PAGE, 1 << (count - 1).bit_length())
+        size = _room(count)
         spare = self._free.setdefault(size, [])
         if not spare:
             self._read(blocking=False)  # perhaps the peer has freed one
@@ -146,20 +188,22 @@ class _Link:
 class HostLinks:
     """Links from this rank to all others of its host."""
 
-    def __init__(self, links: Mapping[int, _Link]) -> None:
+    def __init__(self, links: Mapping[int, _Link], board: Board) -> None:
         self._links = dict(links)
+        self.board = board
 
     @classmethod
     def meet(cls, folder: Path, rank: int, size: int, listener: socket.socket, timeout: float) -> HostLinks:
         """Connect all pairs. Every rank must be listening in `folder` (see `listen`) before any rank calls this."""
         links: dict[int, _Link] = {}
+        board = Board()
         try:
             for peer in range(rank):
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 _set_timeout(sock, timeout)
                 sock.connect(str(folder / str(peer)))
                 sock.sendall(struct.pack("<H", rank))
-                links[peer] = _Link(peer, sock)
+                links[peer] = _Link(peer, sock, board.descriptor)
             for _ in range(rank + 1, size):
                 sock, _ = listener.accept()
                 _set_timeout(sock, timeout)
@@ -167,12 +211,18 @@ class HostLinks:
                     sock.close()
                     raise MeshError("a process of another user connected to this rank")
                 (peer,) = struct.unpack("<H", sock.recv(2, socket.MSG_WAITALL))
-                links[peer] = _Link(peer, sock)
+                links[peer] = _Link(peer, sock, board.descriptor)
         except (OSError, struct.error) as error:
             for link in links.values():
                 link.close()
             raise MeshError(f"the ranks of this host could not connect to each other: {error}") from error
-        return cls(links)
+        finally:
+            os.close(board.descriptor)  # everybody has it mapped
+        return cls(links, board)
+
+    def look(self, peer: int, offset: int, count: int) -> torch.Tensor:
+        """`count` bytes of the board of `peer`, in place; for reading."""
+        return self._links[peer].board[offset : offset + count]
 
     def send(self, tag: int, peer: int, payload: torch.Tensor) -> None:
         """Copy `payload` to `peer` as message `tag`."""

@@ -33,6 +33,7 @@ class Slot(ABC):
         self.moved: list[torch.Tensor] = []  # how that differed from the step before
         self.ahead: list[torch.Tensor] = []  # what it foresaw in a synchronous step
         self.received: dict[int, torch.Tensor] = {}  # patch index of the peer -> its payload, on the wire's device
+        self.borrowed = False  # whether `received` is memory that the peers write
         self.bucket: Bucket | None = None  # the message that this slot's payload shares in stale steps
 
     @property
@@ -81,9 +82,12 @@ class Slot(ABC):
         exchange.note(self, payload)
         shapes = self.incoming(payload)
         held = {peer: (tuple(tensor.shape), tensor.dtype) for peer, tensor in self.received.items()}
-        if held != {peer: (shape, payload.dtype) for peer, shape in shapes.items()}:
+        fits = held == {peer: (shape, payload.dtype) for peer, shape in shapes.items()}
+        if not fits:
             exchange.drop_buckets()  # the old buffers may be views into them
+        if self.borrowed or not fits:
             self.received = {peer: exchange.empty(shape, payload.dtype) for peer, shape in shapes.items()}
+            self.borrowed = False
         sends: dict[int, torch.Tensor] = {}
         for peers, tensor in self.outgoing(payload):
             sends |= dict.fromkeys(peers, tensor.to(exchange.mesh.wire_device).contiguous())
@@ -194,6 +198,12 @@ class StatsSlot(Slot):
         """Whether this step's mode normalises by the own slice's moments, so that there is nothing to trade."""
         return self.exchange.clock.step.phase is Phase.STALE and self.exchange.config.mode in self.silent_in
 
+    @property
+    def corrects(self) -> bool:
+        """Whether this step corrects the previous average by the own change, which may leave a variance below zero."""
+        exchange = self.exchange
+        return exchange.config.mode is SyncMode.CORRECTED_ASYNC_GN and exchange.clock.step.phase is Phase.STALE
+
     def trade(self, moments: torch.Tensor) -> torch.Tensor:
         """moments: [2, B, groups], own mean(x) and mean(x^2) -> the moments to normalise by.
 
@@ -202,17 +212,14 @@ class StatsSlot(Slot):
         exchange = self.exchange
         previous, self._own = self._own, moments
         self.update(moments)
-        stale = exchange.clock.step.phase is Phase.STALE
-        if stale and exchange.config.mode is SyncMode.CORRECTED_ASYNC_GN:
+        share = exchange.weights[exchange.patch]
+        if self.corrects:  # average with the previous own moments + (own fresh - own previous)
             assert previous is not None, "the first step of a picture is synchronous"
-            return self._average(previous) + (moments - previous)
-        return self._average(moments)
-
-    def _average(self, own: torch.Tensor) -> torch.Tensor:
-        exchange = self.exchange
-        total = own * exchange.weights[exchange.patch]
+            total = torch.add(moments, previous, alpha=share - 1)
+        else:
+            total = moments * share
         for peer in exchange.peers:
-            total = total + self.arrived(peer, own) * exchange.weights[peer]
+            total.add_(self.arrived(peer, moments), alpha=exchange.weights[peer])
         return total
 
 

@@ -28,7 +28,7 @@ FLOORS = (
     {"methods"},
     {"plan"},
     {"layers"},
-    {"exchange", "slots", "buckets"},
+    {"exchange", "slots", "buckets", "boards"},
     {"mesh"},
     {"shared_memory"},
     {"bands", "step"},

@@ -15,6 +15,7 @@ class PatchGroupNorm:
     def __init__(self, norm: nn.GroupNorm, slot: StatsSlot) -> None:
         self.norm = norm
         self.slot = slot
+        self._affine: tuple[object, tuple[torch.Tensor | None, ...]] = (None, ())
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [B, C, rows, W] or [B, C, tokens], own rows -> the same shape, normalised."""
@@ -22,14 +23,37 @@ class PatchGroupNorm:
         if self.slot.alone or self.slot.silent:
             return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
         own = moments(x, norm.num_groups)
-        total = self.slot.trade(own)
-        mean, variance = total[0], total[1] - total[0] * total[0]
-        # Only a corrected average can leave a variance below zero; the own slice's then stands in, the mean stays.
-        variance = torch.where(variance < 0, own[1] - own[0] * own[0], variance)
+        total = self.slot.trade(own)  # a tensor of our own
+        mean, variance = total.unbind()
+        variance.addcmul_(mean, mean, value=-1)
+        if self.slot.corrects:
+            # Such an average can leave a variance below zero; the own slice's then stands in, the mean stays.
+            own_variance = torch.addcmul(own[1], own[0], own[0], value=-1)
+            torch.where(variance < 0, own_variance, variance, out=variance)
         if self.slot.exchange.config.bessel_correction:
             count = x[0].numel() // norm.num_groups  # of the own slice, as the original has it
-            variance = variance * (count / (count - 1))
-        return normalise(x, mean, variance, norm)
+            variance.mul_(count / (count - 1))
+        return self._normalise(x, total)
+
+    def _normalise(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        """(x - mean) / sqrt(variance + eps) * weight + bias in one pass. total: [2, B, groups], mean and variance."""
+        batch, channels = x.shape[:2]
+        _, _, groups = total.shape
+        # Each channel of each picture has a scale and a shift: what BatchNorm's inference kernel computes.
+        by_channel = total.new_empty((2, batch, groups, channels // groups), dtype=torch.float32)
+        by_channel.copy_(total.unsqueeze(-1))
+        mean, variance = by_channel.view(2, batch * channels).unbind()
+        weight, bias = self._for_batch(batch)
+        flat = F.batch_norm(x.reshape(1, batch * channels, -1), mean, variance, weight, bias, eps=self.norm.eps)
+        return flat.view(x.shape)
+
+    def _for_batch(self, batch: int) -> tuple[torch.Tensor | None, ...]:
+        """Weight and bias, repeated for every picture of the batch: [B C], float32. Kept until one of them changes."""
+        parameters = (self.norm.weight, self.norm.bias)
+        state = (batch, *(None if p is None else (p.data_ptr(), p._version, p.dtype) for p in parameters))
+        if self._affine[0] != state:
+            self._affine = (state, tuple(None if p is None else p.detach().float().repeat(batch) for p in parameters))
+        return self._affine[1]
 
 
 def moments(x: torch.Tensor, groups: int) -> torch.Tensor:
@@ -43,18 +67,5 @@ def moments(x: torch.Tensor, groups: int) -> torch.Tensor:
     _, mean, rstd = torch.native_group_norm(
         x.float().contiguous(), None, None, batch, channels, x[0, 0].numel(), groups, 0.0
     )
-    mean, deviation = mean.double(), rstd.double().reciprocal()
-    return torch.stack([mean, deviation * deviation + mean * mean])
-
-
-def normalise(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias in one pass. mean, variance: [B, groups]."""
-    batch, channels = x.shape[:2]
-    # Each channel of each picture has a scale and a shift: what BatchNorm's inference kernel computes.
-    by_group = torch.stack([mean, variance]).float()[..., None]  # [2, B, groups, 1]
-    by_channel = by_group.expand(-1, -1, -1, channels // norm.num_groups).reshape(2, batch * channels)
-    weight, bias = (
-        None if p is None else p.float().expand(batch, channels).reshape(-1) for p in (norm.weight, norm.bias)
-    )
-    flat = F.batch_norm(x.reshape(1, batch * channels, -1), by_channel[0], by_channel[1], weight, bias, eps=norm.eps)
-    return flat.view(x.shape)
+    mean = mean.double()
+    return torch.stack([mean, torch.addcmul(rstd.double().pow_(-2), mean, mean)])

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import psutil
+import pytest
 import torch
 
 from tests.support.gang import run_on_ranks
@@ -58,25 +59,29 @@ def test_fifty_pictures_of_changing_shapes_need_no_more_than_the_first_ten() -> 
 
 
 def held(unet: Any) -> int:
-    """Bytes of storage behind the slots of `unet` and behind every message in this process."""
+    """Bytes of storage behind the slots of `unet`, behind every message in this process, and on this rank's board."""
+    from distri_engine.boards import BoardBucket
     from distri_engine.buckets import Bucket
 
     gc.collect()
     buckets = [thing for thing in gc.get_objects() if type(thing) is Bucket]
     tensors = [view for bucket in buckets for views in bucket._outbox.values() for view in views]
     for slot in unet._exchange._slots:
-        tensors += [*slot.received.values(), *slot.sent, *slot.moved, *slot.ahead]
+        tensors += [*(() if slot.borrowed else slot.received.values()), *slot.sent, *slot.moved, *slot.ahead]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    boards = [thing for thing in gc.get_objects() if type(thing) is BoardBucket]
+    return sum(storages.values()) + sum(size for board in boards for _, size in board._places)
 
 
-def held_and_counted(_: int) -> list[tuple[int, int]]:
+def held_and_counted(boards: bool) -> list[tuple[int, int]]:
     """On a rank: both figures after pictures of one size by other modes, and with another batch."""
     from distri_engine import DistriConfig, ParallelUNet, open_mesh
+    from distri_engine.mesh import Mesh
 
     modes = ("corrected_async_gn", "separate_gn", "full_sync", "extrapolated", "stale_gn", "no_sync")
     results = []
     with torch.no_grad(), open_mesh(DistriConfig()) as mesh:
+        mesh = mesh if boards else Mesh.of_default_group(mesh.device, shared_memory=False)
         unet = ParallelUNet(tiny_sdxl_unet(), DistriConfig(), mesh)
         for mode, batch in zip(modes, (4, 4, 2, 2, 2, 2), strict=True):
             unet.begin(DistriConfig(mode=mode, warmup_steps=0, split_batch=False))
@@ -87,8 +92,9 @@ def held_and_counted(_: int) -> list[tuple[int, int]]:
     return results
 
 
-def test_what_is_held_is_what_is_counted() -> None:
-    for results in run_on_ranks(2, held_and_counted, 0):
+@pytest.mark.parametrize("boards", [True, False])
+def test_what_is_held_is_what_is_counted(boards: bool) -> None:
+    for results in run_on_ranks(2, held_and_counted, boards):
         for holds, counted in results:
             assert counted <= holds <= 1.05 * counted + 30_000, results  # payloads in a message are padded to 64 bytes
 
@@ -111,5 +117,5 @@ def large_then_small() -> list[float]:
 
 def test_the_buffers_of_a_large_picture_go_away_for_a_small_one() -> None:
     for before, large, _, small in run_on_ranks(2, large_then_small):
-        assert large - before > 10  # it does take memory
+        assert large - before > 5  # it does take memory
         assert small - before < 0.2 * (large - before)

@@ -101,10 +101,12 @@ def messages(configs: list[dict[str, Any]]) -> tuple[list[list[int]], list[dict[
     from distri_engine import ParallelUNet, open_mesh
     from distri_engine.bands import cut_rows
     from distri_engine.exchange import Exchange
+    from distri_engine.mesh import Mesh
     from distri_engine.step import StepClock
 
     sent, buffers, by_hand = [], [], []
     with torch.no_grad(), open_mesh(TOGETHER) as mesh:
+        mesh = Mesh.of_default_group(mesh.device, shared_memory=False)  # on one host, there would be no messages
         unet = ParallelUNet(tiny_sdxl_unet(), TOGETHER, mesh)
         for config in configs:
             unet.begin(DistriConfig(warmup_steps=1, **config))
