@@ -199,6 +199,12 @@ class StatsSlot(Slot):
         return self.exchange.clock.step.phase is Phase.STALE and self.exchange.config.mode in self.silent_in
 
     @property
+    def stale(self) -> bool:
+        """Whether the peers' moments are one step old in this step."""
+        exchange = self.exchange
+        return exchange.clock.step.phase is Phase.STALE and exchange.config.mode not in self.fresh_in
+
+    @property
     def corrects(self) -> bool:
         """Whether this step corrects the previous average by the own change, which may leave a variance below zero."""
         exchange = self.exchange

@@ -16,13 +16,14 @@ class PatchGroupNorm:
         self.norm = norm
         self.slot = slot
         self._affine: tuple[object, tuple[torch.Tensor | None, ...]] = (None, ())
+        self._statistics = torch.empty(0)  # [2, B, groups, channels of a group], float32: mean and variance, by channel
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [B, C, rows, W] or [B, C, tokens], own rows -> the same shape, normalised."""
         norm = self.norm
         if self.slot.alone or self.slot.silent:
             return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-        own = moments(x, norm.num_groups)
+        own = (quick_moments if self.slot.stale else moments)(x, norm.num_groups)
         total = self.slot.trade(own)  # a tensor of our own
         mean, variance = total.unbind()
         variance.addcmul_(mean, mean, value=-1)
@@ -40,9 +41,12 @@ class PatchGroupNorm:
         batch, channels = x.shape[:2]
         _, _, groups = total.shape
         # Each channel of each picture has a scale and a shift: what BatchNorm's inference kernel computes.
-        by_channel = total.new_empty((2, batch, groups, channels // groups), dtype=torch.float32)
-        by_channel.copy_(total.unsqueeze(-1))
-        mean, variance = by_channel.view(2, batch * channels).unbind()
+        shape = (2, batch, groups, channels // groups)
+        if self._statistics.shape != shape or self._statistics.device != x.device:
+            with torch.inference_mode(False):  # it serves pictures in and out of inference mode
+                self._statistics = torch.empty(shape, dtype=torch.float32, device=x.device)
+        self._statistics.copy_(total.unsqueeze(-1))
+        mean, variance = self._statistics.view(2, -1).unbind()
         weight, bias = self._for_batch(batch)
         flat = F.batch_norm(x.reshape(1, batch * channels, -1), mean, variance, weight, bias, eps=self.norm.eps)
         return flat.view(x.shape)
@@ -69,3 +73,17 @@ def moments(x: torch.Tensor, groups: int) -> torch.Tensor:
     )
     mean = mean.double()
     return torch.stack([mean, torch.addcmul(rstd.double().pow_(-2), mean, mean)])
+
+
+def quick_moments(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """The same for steps that are no exact ones anyway, without the pass that writes: the squares are added up in
+    float32, which costs digits of the variance where the mean is many deviations away from zero.
+    """
+    flat = x.reshape(x.shape[0], groups, -1)
+    mean = flat.mean(dim=2, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(flat, dim=2, dtype=torch.float32)
+    own = torch.stack([mean, norm]).double()
+    mean, square = own.unbind()
+    square.square_().div_(flat.shape[2])
+    torch.maximum(square, mean * mean, out=square)  # rounding must not leave a variance below zero
+    return own

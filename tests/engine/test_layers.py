@@ -133,6 +133,22 @@ def test_layers_equal_their_plain_twins(world: int) -> None:
             assert relative(rank["gather"][0], expected) < 1e-6
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (2.0, 5.0), (300.0, 0.0), (0.0, 50.0), (0.1, 30.0)])
+def test_moments_of_stale_steps(scale: float, shift: float) -> None:
+    from distri_engine.layers.patch_norm import moments, quick_moments
+
+    x = picture(scale, shift)
+    flat = x.double().reshape(x.shape[0], 4, -1)
+    exact = torch.stack([flat.mean(-1), flat.square().mean(-1)])
+    for function in (moments, quick_moments):
+        mean, square = own = function(x, 4)
+        assert relative(own, exact) < 1e-6
+        assert (square - mean * mean >= 0).all()  # also of a constant picture
+    half = quick_moments(x.half(), 4)
+    assert half.dtype == torch.float64
+    assert relative(half, exact) < 1e-3
+
+
 def test_text_projection_is_computed_once_a_picture() -> None:
     from distri_engine.layers.once import Once
     from distri_engine.step import StepClock
