@@ -69,7 +69,7 @@ def run(words: argparse.Namespace) -> None:
     if words.json is not None:
         check_target(words.json, "metrics.json")
     folders = open_folders(words.a, words.b, paired=words.judge or not words.is_gt, one_size=not words.is_gt)
-    scenes = scenes_of(folders.a, words.scenes) if words.judge else None
+    scenes = scenes_of(folders, words.scenes) if words.judge else None
     rows = measure(folders, scenes, is_gt=words.is_gt, download=words.download)
     report = {
         "a": str(words.a),
@@ -126,10 +126,10 @@ def _size(path: Path) -> tuple[int, int]:
         raise ValueError(f"{path} cannot be read as a picture; make it anew") from None
 
 
-def scenes_of(pictures: Sequence[Path], file: Path) -> list[dict[str, Any]]:
+def scenes_of(folders: Folders, file: Path) -> list[dict[str, Any]]:
     """What each picture should show: its name is the number of its caption, and `file` knows what captions mean.
 
-    Captions are in captions.txt, beside the pictures or one folder above. Raises ValueError if anything is not there.
+    Captions are in captions.txt, in A, in B or one folder above. Raises ValueError if anything is not there.
     """
     try:
         known = {
@@ -140,13 +140,13 @@ def scenes_of(pictures: Sequence[Path], file: Path) -> list[dict[str, Any]]:
         raise ValueError(f"scenes {str(file)[:200]} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file} is not what assets.demo_training.held_out writes as scenes.json") from None
-    folder = pictures[0].parent
-    places = [place for place in (folder / CAPTIONS, folder.resolve().parent / CAPTIONS) if place.is_file()]
+    a, b = (paths[0].parent.resolve() for paths in (folders.a, folders.b))
+    places = [folder / CAPTIONS for folder in (a, b, a.parent, b.parent) if (folder / CAPTIONS).is_file()]
     if not places:
-        raise ValueError(f"{folder} has no {CAPTIONS}, by which --judge knows what the pictures should show")
+        raise ValueError(f"neither {a} nor {b} has a {CAPTIONS}, by which --judge knows what pictures should show")
     texts = places[0].read_text(encoding="utf-8").splitlines()
     scenes = []
-    for path in pictures:
+    for path in folders.a:
         number = int(path.stem) if path.stem.isascii() and path.stem.isdigit() else len(texts)
         if number >= len(texts):
             raise ValueError(f"{path.name} is the number of no caption in {places[0]}, which has {len(texts)}")
@@ -167,7 +167,8 @@ def measure(folders: Folders, scenes: Sequence[dict[str, Any]] | None, *, is_gt:
     rows = []
     if not is_gt:
         rows += likeness_rows(folders.a, folders.b, download=download, done=_Progress(len(folders.a)))
-    rows.append(fid_row(folders.a, folders.b, download=download))
+    instead = "" if scenes is not None else "pictures of the embedded model have a distance of their own with --judge"
+    rows.append(fid_row(folders.a, folders.b, download=download, instead=instead))
     if scenes is not None:
         rows += judge_rows(load_judge(DEMO_JUDGE), folders.a, folders.b, scenes)
     return rows

@@ -29,7 +29,6 @@ QUESTIONS = {
     "orb": "sun or moon right",
 }
 COUNT, DOUBLED = "subjects", "2+"  # the judge's head that counts, and its answer of two or more
-NOT_FOR_JUDGE = "pictures of the embedded model have a distance of their own with --judge"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +102,13 @@ def _spread(metric: str, values: Sequence[float], better: str) -> Row:
     )
 
 
-def fid_row(a: Sequence[Path], b: Sequence[Path], *, download: bool) -> Row:
-    """FID of two sets of pictures, or why there is none."""
+def fid_row(a: Sequence[Path], b: Sequence[Path], *, download: bool, instead: str = "") -> Row:
+    """FID of two sets of pictures, or why there is none, and what there is `instead`."""
     count = min(len(a), len(b))
     try:
         value = fid(a, b, download=download)
     except MissingError as error:
-        return Row(metric="FID", better="lower", missing=f"{error}; {NOT_FOR_JUDGE}")
+        return Row(metric="FID", better="lower", missing="; ".join(filter(None, (str(error), instead))))
     note = f"of {count} pictures; published figures take thousands, and fewer make it larger" if count < 2048 else ""
     return Row(metric="FID", better="lower", value=value, of=count, note=note)
 

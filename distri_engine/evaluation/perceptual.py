@@ -4,6 +4,7 @@ unless that is asked for. Metrics that need no foreign weights are likeness.py's
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ def fid(a: Sequence[Path], b: Sequence[Path], *, download: bool) -> float:
             for first in range(0, len(pictures), BATCH):
                 batch = [_bytes(path, INCEPTION_SIDE) for path in pictures[first : first + BATCH]]
                 metric.update(torch.stack(batch), real=real)
-        return float(metric.compute())
+        return max(0.0, float(metric.compute()))
 
 
 def _bytes(path: Path, side: int | None = None) -> torch.Tensor:
@@ -88,18 +89,23 @@ def _package(module: str, packages: str) -> Any:
 
 
 def _weights(url: str, download: bool) -> Path:
-    """Where the weights of `url` are, in torch's cache. Raises MissingError if they are not there."""
+    """Where the weights of `url` are, in torch's cache. Raises MissingError if they are not there, or not they.
+
+    Both libraries unpickle these files, so they get none without the digest that its name promises.
+    """
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    if file.is_file():
-        return file
-    if not download:
-        raise MissingError(f"its weights {file.name} are not in {file.parent}; --download fetches them, once")
-    digest = re.search(r"-([0-9a-f]{8,})\.", file.name)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), digest[1] if digest else None, progress=False)
-    except (OSError, RuntimeError) as error:  # no network; another file than was expected
-        raise MissingError(
-            f"its weights {file.name} could not be fetched ({error}); put them into {file.parent} by hand"
-        ) from None
+    if not file.is_file():
+        if not download:
+            raise MissingError(f"its weights {file.name} are not in {file.parent}; --download fetches them, once")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), progress=False)
+        except OSError as error:
+            raise MissingError(
+                f"its weights {file.name} could not be fetched ({error}); put them into {file.parent} by hand"
+            ) from None
+    promised = re.search(r"-([0-9a-f]{8,})\.", file.name)
+    with file.open("rb") as content:
+        if promised is None or not hashlib.file_digest(content, "sha256").hexdigest().startswith(promised[1]):
+            raise MissingError(f"its weights {file} are damaged; remove the file and fetch it with --download")
     return file

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from assets.demo_judge import train
 from assets.demo_judge.drawing import ANSWERS, UNKNOWN, draw, stack
@@ -59,8 +60,6 @@ def test_sees_doubled_subjects_and_not_seams(judge: Judge) -> None:
 
 
 def test_any_size_is_judged_alike(judge: Judge, tmp_path: Path) -> None:
-    from PIL import Image
-
     path = PICTURES / "0002.png"
     Image.open(path).resize((512, 384), Image.Resampling.LANCZOS).save(tmp_path / "wide.png")
     small, large = judged(judge, [path]), judged(judge, [tmp_path / "wide.png"])
@@ -88,4 +87,4 @@ def test_training_script_makes_a_judge(tmp_path: Path) -> None:
     again = load_judge(tmp_path / "judge.safetensors")
     assert again.answers == ANSWERS
     with torch.no_grad():
-        torch.testing.assert_close(again(x), features, atol=0.05, rtol=0.05)
+        torch.testing.assert_close(again(x), features, atol=0.25, rtol=0)  # float16; other weights are 1 off or more
