@@ -122,7 +122,7 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             return picture.size
-    except OSError:
+    except (OSError, Image.DecompressionBombError):
         raise ValueError(f"{path} cannot be read as a picture; make it anew") from None
 
 

@@ -32,7 +32,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("assets/demo_judge/judge.safetensors"))
     parser.add_argument("--pictures", type=int, default=8000)
     parser.add_argument("--tests", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3)
     return parser.parse_args(arguments)

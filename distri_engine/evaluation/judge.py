@@ -15,6 +15,8 @@ from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
+from distri_engine.evaluation.likeness import opened
+
 SIDE = 96  # pictures are shrunk, or stretched, to this before they are judged
 # Channels and stride, layer by layer.
 WIDTHS = ((16, 2), (32, 2), (48, 1), (64, 2), (64, 1), (96, 2), (96, 1), (128, 2))
@@ -76,6 +78,5 @@ def judged(judge: Judge, pictures: Sequence[Path]) -> Verdict:
 
 def as_input(path: Path) -> torch.Tensor:
     """The picture at `path` as the judge wants it: [3, SIDE, SIDE] in [0, 1]."""
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)  # Pillow averages when shrinking
+    small = opened(path).resize((SIDE, SIDE), Image.Resampling.BILINEAR)  # Pillow averages when shrinking
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255

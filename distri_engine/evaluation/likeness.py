@@ -48,8 +48,16 @@ def _blur(x: Pixels) -> Pixels:
 
 
 def pixels(path: str | Path) -> Pixels:
-    """The picture at `path` as [H, W, 3] of 0..255. Raises OSError if it is none."""
+    """The picture at `path` as [H, W, 3] of 0..255. Raises OSError, as `opened`."""
     import numpy as np  # with torch loaded this costs nothing, at import it would
 
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"), dtype=np.float64)
+    return np.asarray(opened(path), dtype=np.float64)
+
+
+def opened(path: str | Path) -> Image.Image:
+    """The picture at `path` in RGB. Raises OSError with its name if it is none, or cut short."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise OSError(f"{path} cannot be read as a picture: {error}; make it anew") from None

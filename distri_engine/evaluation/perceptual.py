@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from distri_engine.evaluation.likeness import opened
+
 INCEPTION_SIDE = 299
 LEAST_SIDE = 64  # AlexNet's layers leave nothing of smaller pictures
 BATCH = 16
@@ -35,11 +37,12 @@ def lpips_metric(side: int, *, download: bool) -> Callable[[Path, Path], float]:
     torchvision = _package("torchvision", "torchmetrics torchvision")
     lpips = _package("torchmetrics.image.lpip", "torchmetrics torchvision")
     _weights(torchvision.models.AlexNet_Weights.DEFAULT.url, download)
-    metric = lpips.LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+    device = _device()
+    metric = lpips.LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device)
 
     def measure(a: Path, b: Path) -> float:
         with torch.no_grad():
-            return float(metric(_bytes(a)[None].float() / 255, _bytes(b)[None].float() / 255))
+            return float(metric(*(_bytes(path)[None].to(device).float() / 255 for path in (a, b))))
 
     return measure
 
@@ -53,22 +56,26 @@ def fid(a: Sequence[Path], b: Sequence[Path], *, download: bool) -> float:
     inception = _package("torch_fidelity.feature_extractor_inceptionv3", "torchmetrics torch-fidelity torchvision")
     frechet = _package("torchmetrics.image.fid", "torchmetrics torch-fidelity torchvision")
     file = _weights(inception.URL_INCEPTION_V3, download)
-    metric = frechet.FrechetInceptionDistance(feature_extractor_weights_path=str(file))
+    device = _device()
+    metric = frechet.FrechetInceptionDistance(feature_extractor_weights_path=str(file)).to(device)
     with torch.no_grad():
         for pictures, real in ((a, False), (b, True)):
             for first in range(0, len(pictures), BATCH):
                 batch = [_bytes(path, INCEPTION_SIDE) for path in pictures[first : first + BATCH]]
-                metric.update(torch.stack(batch), real=real)
+                metric.update(torch.stack(batch).to(device), real=real)
         return max(0.0, float(metric.compute()))
 
 
 def _bytes(path: Path, side: int | None = None) -> torch.Tensor:
     """The picture at `path`, [3, H, W], uint8, or [3, side, side]."""
-    with Image.open(path) as picture:
-        colours = picture.convert("RGB")
+    colours = opened(path)
     if side is not None:
         colours = colours.resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(colours)).permute(2, 0, 1)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _package(module: str, packages: str) -> Any:

@@ -139,3 +139,14 @@ def test_the_judge_of_the_embedded_model(folder: Path, tmp_path: Path) -> None:
     assert list(same)[:2] == ["FID", "Fréchet distance (demo judge features)"]
     assert same["Fréchet distance (demo judge features)"]["value"] == pytest.approx(0, abs=1e-4)
     assert "PSNR" not in same
+
+
+def test_a_picture_that_was_cut_short_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = folder / "0002.png"
+    cut.write_bytes(cut.read_bytes()[:5000])
+    with pytest.raises(SystemExit) as end:
+        main(["metrics", str(folder), str(folder)])
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert f"error: {cut} cannot be read as a picture: " in error
+    assert len(error.splitlines()) == 1
