@@ -10,7 +10,7 @@ from pathlib import Path
 
 from distri_engine.config import DistriConfig, Parallelism, SyncMode
 from distri_engine.request import GenerationRequest
-from launcher import profile
+from launcher import metrics, profile
 from launcher.files import write_json
 from launcher.generate import Failed, check_target, make_picture
 from launcher.options import OneLineParser, add_group_options, factors, number, refuse
@@ -21,9 +21,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m launcher", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_generate(commands.add_parser("generate", help="one picture, no page"))
-    profiling = commands.add_parser("profile", help="what a picture costs each device, counted without weights")
-    profile.add_options(profiling)
-    profiling.set_defaults(run=profile.run)
+    for name, module, about in (
+        ("profile", profile, "what a picture costs each device, counted without weights"),
+        ("metrics", metrics, "how two folders of pictures compare"),
+    ):
+        one = commands.add_parser(name, help=about)
+        module.add_options(one)
+        one.set_defaults(run=module.run)
     words = parser.parse_args(argv)
     try:
         words.run(words)

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from distri_engine.config import SIZE_MULTIPLE
 
-DEMO_MODEL = Path(__file__).resolve().parents[1] / "assets" / "demo_model"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+DEMO_MODEL = ASSETS / "demo_model"
+DEMO_JUDGE = ASSETS / "demo_judge" / "judge.safetensors"  # looks at the embedded model's pictures
+DEMO_SCENES = ASSETS / "demo_captions" / "scenes.json"  # what its captions mean
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 _WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _HUB_TIMEOUT_S = 5.0

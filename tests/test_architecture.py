@@ -201,7 +201,7 @@ def test_process_groups_have_two_owners() -> None:
 
 
 def test_nothing_is_unpickled_and_no_foreign_code_is_run() -> None:
-    for path in [*PRODUCT, *(ROOT / "assets" / "demo_training").glob("*.py")]:
+    for path in [*PRODUCT, *(ROOT / "assets").rglob("*.py")]:
         names = names_of(path)
         assert not names & UNTRUSTED, path
         collectives = {name for name in names if re.search(r"[a-z]_object(_list)?$", name)}

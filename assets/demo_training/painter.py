@@ -27,6 +27,15 @@ PUFFS = ((-0.8, 0.45), (-0.25, 0.75), (0.4, 0.6), (0.95, 0.35))
 
 def paint(scene: Scene, size: int = 256, supersampling: int = 3) -> np.ndarray:
     """The picture of `scene`: [size, size, 3], uint8. The same scene is always the same picture."""
+    painting = backdrop(scene, size, supersampling)
+    painting.place_subject()
+    if scene.subject != "none":
+        SUBJECTS[scene.subject](painting)
+    return finished(painting, supersampling)
+
+
+def backdrop(scene: Scene, size: int = 256, supersampling: int = 3) -> Painting:
+    """Everything but the subject, on a canvas of size x supersampling pixels a side."""
     rng = np.random.default_rng(scene.seed)
     # One draw for every ground, used or not, keeps the pictures of a seed what they are.
     horizon = {ground: rng.uniform(*bounds) for ground, bounds in HORIZONS.items()}[scene.ground]
@@ -38,9 +47,11 @@ def paint(scene: Scene, size: int = 256, supersampling: int = 3) -> np.ndarray:
     if scene.clouds:
         _clouds(painting)
     GROUNDS[scene.ground](painting)
-    painting.place_subject()
-    if scene.subject != "none":
-        SUBJECTS[scene.subject](painting)
+    return painting
+
+
+def finished(painting: Painting, supersampling: int = 3) -> np.ndarray:
+    """What is on the canvas, at the size that was asked for: [size, size, 3], uint8."""
     picture = painting.canvas.picture
     return np.asarray(picture.reduce(supersampling) if supersampling > 1 else picture)
 

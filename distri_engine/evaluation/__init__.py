@@ -1,1 +1,3 @@
-"""Measurements of the paper: what a picture costs each device, counted without weights and devices."""
+"""Measurements of the paper: what a picture costs each device, counted without weights and devices, and how good
+pictures are.
+"""

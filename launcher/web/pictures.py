@@ -1,61 +1,18 @@
-"""Arithmetic on finished pictures: PSNR, SSIM, the difference heat map, thumbnails. Which pictures are compared is
-decided by the caller; files of finished pictures never change, so results are remembered by path.
+"""Finished pictures for the page: how alike two are, the difference heat map, thumbnails. Which pictures are compared
+is decided by the caller; files of finished pictures never change, so results are remembered by path.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from distri_engine.evaluation.likeness import pixels, psnr, ssim
 
-    Pixels = NDArray[np.float64]
-
-# The window of Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004).
-SIGMA, RADIUS = 1.5, 5
 HEAT = ("#05070d", "#3b1d6e", "#a3268d", "#f0603a", "#ffc46b", "#fff3c4")
-
-
-def psnr(a: Pixels, b: Pixels) -> float:
-    """Peak signal-to-noise ratio in dB of two [H, W, 3] pictures of 0..255; infinite for equal ones."""
-    error = float(((a - b) ** 2).mean())
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
-
-
-def ssim(a: Pixels, b: Pixels) -> float:
-    """Mean structural similarity of two [H, W, 3] pictures of 0..255, channel by channel, Gaussian window."""
-    stable_mean, stable_spread = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mean_a, mean_b = _blur(a), _blur(b)
-    spread_a, spread_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
-    shared = _blur(a * b) - mean_a * mean_b
-    score = (2 * mean_a * mean_b + stable_mean) * (2 * shared + stable_spread)
-    score /= (mean_a**2 + mean_b**2 + stable_mean) * (spread_a + spread_b + stable_spread)
-    return float(score.mean())
-
-
-def _blur(x: Pixels) -> Pixels:
-    """Gaussian mean around every pixel that has a whole window: [H, W, 3] -> [H - 10, W - 10, 3]."""
-    weights = [math.exp(-((i / SIGMA) ** 2) / 2) for i in range(-RADIUS, RADIUS + 1)]
-    weights = [weight / sum(weights) for weight in weights]
-    for axis in (0, 1):
-        length = x.shape[axis] - 2 * RADIUS
-        x = sum(weight * x.take(range(i, i + length), axis) for i, weight in enumerate(weights))  # type: ignore[assignment]
-    return x
-
-
-def pixels(path: str) -> Pixels:
-    """The picture at `path` as [H, W, 3] of 0..255."""
-    import numpy as np  # with torch loaded this costs nothing, at import it would
-
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"), dtype=np.float64)
 
 
 @lru_cache(maxsize=256)
