@@ -10,9 +10,10 @@ from pathlib import Path
 
 from distri_engine.config import DistriConfig, Parallelism, SyncMode
 from distri_engine.request import GenerationRequest
-from launcher import profile
-from launcher.files import write_json
-from launcher.generate import Failed, check_target, make_picture
+from launcher import benchmark, profile
+from launcher.batch import Failed
+from launcher.files import check_target, write_json
+from launcher.generate import make_picture
 from launcher.options import OneLineParser, add_group_options, factors, number, refuse
 
 
@@ -24,6 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     profiling = commands.add_parser("profile", help="what a picture costs each device, counted without weights")
     profile.add_options(profiling)
     profiling.set_defaults(run=profile.run)
+    benchmarking = commands.add_parser("benchmark", help="how long pictures take in several ways, measured in turns")
+    benchmark.add_options(benchmarking)
+    benchmarking.set_defaults(run=benchmark.run)
     words = parser.parse_args(argv)
     try:
         words.run(words)
