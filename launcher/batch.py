@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from distri_engine.telemetry import Event, Finished, StepDone
 from launcher.process import die_with, reason
@@ -34,10 +33,10 @@ def start_group(run_dir: Path, ranks: int, device: str, script: Sequence[str]) -
     return start_logged(command, rank_environment(run_dir, ranks, device), run_dir / LOG)
 
 
-def start_logged(command: Sequence[str], env: dict[str, str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
+def start_logged(command: Sequence[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """A process that ends with this one and says on `log` what it would say on stderr."""
     with log.open("wb") as noise:
-        return subprocess.Popen(command, env=env, stderr=noise, preexec_fn=partial(die_with, os.getpid()), **options)
+        return subprocess.Popen(command, env=env, stderr=noise, preexec_fn=partial(die_with, os.getpid()))
 
 
 def check_group(run_dir: Path, code: int) -> None:

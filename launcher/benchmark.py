@@ -67,16 +67,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     request, config, measuring = GenerationRequest(prompt="-"), DistriConfig(), Measuring()  # for the defaults
     parser.description = DESCRIPTION
-    parser.add_argument("--parallelism", default="patch", metavar="LIST", help=f"of {', '.join(Parallelism)}")
-    parser.add_argument("--mode", default=config.mode.value, metavar="LIST", help=f"of {', '.join(SyncMode)}")
+    parser.add_argument(
+        "--parallelism", default="patch", metavar="LIST", help=f"of {', '.join(Parallelism)} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--mode", default=config.mode.value, metavar="LIST", help=f"of {', '.join(SyncMode)} (default: %(default)s)"
+    )
     parser.add_argument("--ranks", metavar="LIST", help="rank counts (default: 1, and one a GPU, else 1,2)")
     parser.add_argument(
-        "--split-batch", default="on", metavar="LIST", help="of on, off: the guidance branches on ranks of their own"
+        "--split-batch",
+        default="on",
+        metavar="LIST",
+        help="of on, off: the guidance branches on ranks of their own (default: %(default)s)",
     )
     parser.add_argument(
         "--no-split-batch", dest="split_batch", action="store_const", const="off", help="as --split-batch off"
     )
-    parser.add_argument("--warmup-steps", default=str(config.warmup_steps), metavar="N|auto", help="of patch, as ever")
+    parser.add_argument(
+        "--warmup-steps", default=str(config.warmup_steps), metavar="N|auto", help="of patch (default: %(default)s)"
+    )
     parser.add_argument("--prompt", default=PROMPT, help="(default: %(default)s)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's size)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's size)")

@@ -8,24 +8,28 @@ from distri_engine.evaluation.timing import STAGES, dropped
 from launcher.benchmark_rows import STOCK
 from launcher.columns import columns
 
+BUSY = 0.5  # load average of a machine that does something else besides
+
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
     settings, machine, rows = report["settings"], report["machine"], report["rows"]
     baselines = len([row for row in rows if row["parallelism"] == STOCK])
-    ignored = dropped(settings["test_times"], settings["ignore_ratio"])
-    devices = ", ".join(dict.fromkeys(machine["devices"]))
-    threads = machine["threads_per_rank"]
+    devices, threads = ", ".join(dict.fromkeys(machine["devices"])), machine["threads_per_rank"]
+    rounds = f"{settings['test_times']} rounds after {settings['warmup_times']} of warm-up"
+    if ignored := dropped(settings["test_times"], settings["ignore_ratio"]):
+        rounds += f", of each row without the {ignored} fastest and the {ignored} slowest"
     lines = [
         f"{settings['model']}, {settings['width']} x {settings['height']}, {settings['steps']} steps, "
         f"{settings['scheduler']}, guidance {settings['guidance_scale']:g}, warm-up {settings['warmup_steps']}; "
         f"text to {'latents' if settings['output_type'] == 'latent' else 'PNG'}",
-        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']:g} before; ranks on {devices}; "
+        f"{machine['cpu']}, {machine['cores']} cores; ranks on {devices}; "
         f"torch {machine['torch']}, diffusers {machine['diffusers']}",
-        f"{settings['test_times']} rounds after {settings['warmup_times']} of warm-up, without the {ignored} fastest "
-        f"and the {ignored} slowest of each row; {report['took_s']:.0f} s in all",
+        f"{rounds}; {report['took_s']:.0f} s in all",
         "seconds: medians; step, wait: ms of a steady step, and of it what the rank that waits most waits for others",
     ]
+    if machine["load_average"] > BUSY:
+        lines.insert(2, f"the machine was busy (load {machine['load_average']:g} before): no figures to rely on")
     if baselines:
         lines.append(
             f"x: times as fast as one rank, as {STOCK} with {threads} thread{'s' if threads > 1 else ''}"

@@ -144,6 +144,8 @@ def test_figures_of_rows_and_their_table() -> None:
     machine = {"cpu": "c", "cores": 2, "threads_per_rank": 1, "devices": ["CPU", "CPU"], "load_average": 0.0}
     machine |= {"torch": "2", "diffusers": "1"}
     report = {"machine": machine, "settings": settings, "took_s": 1.0, "rows": [stock, all_cores, alone, together]}
+    assert "the machine was busy (load 2 before)" in table(report | {"machine": machine | {"load_average": 2.0}})
+    assert "busy" not in table(report)
     header, *lines = table(report).splitlines()[-5:]
     assert {len(line) for line in lines} == {len(header)}
     assert lines[-1].split() == [
