@@ -6,13 +6,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test lint format screenshots clean
+.PHONY: help demo test lint format bench screenshots clean
 
 help:
 	@echo "make demo         start the page on all GPUs, or on 2 CPU processes, and print its address"
 	@echo "make test         run the tests"
 	@echo "make lint         ruff check, ruff format --check, mypy"
 	@echo "make format       let ruff rewrite what it can"
+	@echo "make bench        measure the README's table of times, by the embedded model on CPU processes"
 	@echo "make screenshots  make the README's pictures anew: the page, driven by a browser"
 	@echo "make clean        remove the virtual environment and the caches"
 
@@ -30,6 +31,12 @@ lint: $(VENV)/.development
 format: $(VENV)/.development
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Options among ARGS win: make bench ARGS="--test-times 20 --json bench.json".
+bench: $(VENV)/.runtime
+	$(BIN)/python -m launcher benchmark --model assets/demo_model --device cpu --height 512 --width 512 --steps 20 \
+	    --parallelism patch,naive_patch --mode corrected_async_gn,no_sync --split-batch on,off --ranks 1,2,4 \
+	    --warmup-times 1 --test-times 5 $(ARGS)
 
 screenshots: $(VENV)/.development
 	$(BIN)/python -m tests.support.screenshots

@@ -31,7 +31,7 @@ from distri_engine.unet import ParallelUNet
 from distri_engine.vae import ParallelDecoder
 
 DEMO_MODEL = Path(__file__).resolve().parents[1] / "assets" / "demo_model"
-_SCHEDULERS = {
+SCHEDULERS = {
     Scheduler.DDIM: DDIMScheduler,
     Scheduler.EULER: EulerDiscreteScheduler,
     Scheduler.DPM_SOLVER: DPMSolverMultistepScheduler,
@@ -75,7 +75,7 @@ class Engine:
         self._unet = self._pipe.unet
         self._preview = LatentPreview.of(self._pipe.vae) if rank == 0 else None
         self._mesh: Mesh | None = None
-        self._seats: dict[int, _Seat] = {}  # by the number of ranks that work: one rank, and one other number
+        self._seats: dict[int, _Seat] = {}  # by the number of ranks that work
         demo = Path(model).resolve() == DEMO_MODEL
         levels = len(self._unet.config.block_out_channels)
         self.info = EngineInfo(
@@ -106,10 +106,12 @@ class Engine:
         return _Seat(mesh=mesh, unet=unet, decoder=decoder)
 
     def _seat(self, mesh: Mesh, count: int) -> _Seat:
-        """The place among the first `count` ranks of `mesh`. Buffers of another number of ranks are freed."""
-        for other in [other for other in self._seats if other not in (1, count)]:
-            if count > 1:
-                self._seats.pop(other).forget()
+        """The place among the first `count` ranks of `mesh`. Those among other numbers of them keep their trees of
+        modules, which share all weights, and free their buffers.
+        """
+        for other, seat in self._seats.items():
+            if count > 1 and other not in (1, count):
+                seat.forget()
         if count not in self._seats:
             self._seats[count] = self._seat_on(mesh if count == mesh.size else mesh.first(count))
         return self._seats[count]
@@ -132,8 +134,9 @@ class Engine:
             )
         check_bands(request, config, ranks, self.info.size_multiple)
 
-    def generate(self, request: GenerationRequest, config: DistriConfig) -> Iterator[Event]:
-        """Make the pictures of a resolved `request`: yields Prepared, one StepDone a step, and Finished.
+    def generate(self, request: GenerationRequest, config: DistriConfig, *, decode: bool = True) -> Iterator[Event]:
+        """Make the pictures of a resolved `request`: yields Prepared, one StepDone a step, and Finished, which holds no
+        pictures without `decode`.
 
         There are at most as many steps as timesteps; with paradigms a step is a Picard iteration, and fewer may do.
         Nothing is exchanged before Prepared. Closing the iterator cancels; all ranks must close it after the same step.
@@ -191,7 +194,7 @@ class Engine:
                 raise
         unet.end()
         decode_start = time.perf_counter()
-        picture = seat.decoder(latents) if works else None
+        picture = seat.decoder(latents) if works and decode else None
         images = [] if picture is None else self._pipe.image_processor.postprocess(picture, output_type="pil")
         yield Finished(
             images=images,
@@ -210,7 +213,7 @@ class Engine:
     # --- the flow: text, noise, step, decode
 
     def _scheduler(self, request: GenerationRequest) -> Any:
-        scheduler = _SCHEDULERS[request.scheduler].from_config(self._pipe.scheduler.config)
+        scheduler = SCHEDULERS[request.scheduler].from_config(self._pipe.scheduler.config)
         scheduler.set_timesteps(request.steps, device=self.device)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)  # or each step looks its timestep up, which stops a GPU

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from distri_engine.config import DistriConfig, Parallelism, SyncMode
 from distri_engine.request import GenerationRequest
-from launcher import metrics, profile
-from launcher.files import write_json
-from launcher.generate import Failed, check_target, make_picture
+from launcher import benchmark, metrics, profile
+from launcher.batch import Failed
+from launcher.files import check_target, write_json
+from launcher.generate import make_picture
 from launcher.options import OneLineParser, add_group_options, factors, number, refuse
 
 
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     _add_generate(commands.add_parser("generate", help="one picture, no page"))
     for name, module, about in (
         ("profile", profile, "what a picture costs each device, counted without weights"),
+        ("benchmark", benchmark, "how long pictures take in several ways, measured in turns"),
         ("metrics", metrics, "how two folders of pictures compare"),
     ):
         one = commands.add_parser(name, help=about)

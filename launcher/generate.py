@@ -5,35 +5,26 @@ a rank. No hub and no page; how the picture is made is the engine's business.
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distri_engine.bands import check_bands
 from distri_engine.config import DistriConfig, TextEncoderOn, check_choice, check_size
 from distri_engine.request import GenerationRequest
-from distri_engine.telemetry import Event, Finished, StepDone
 from launcher import png
+from launcher.batch import check_group, follow, noting_errors, start_group
+from launcher.files import check_target
 from launcher.model import sizes
 from launcher.options import resolve
-from launcher.process import MakeEngine, die_with, die_with_agent, load_engine, reason
+from launcher.process import MakeEngine, die_with_agent, load_engine
 from launcher.report import StepFigures, make_report
 from launcher.schema import as_config, as_parameters, as_request
-from launcher.start import Place, make_run_dir, rank_environment, remove_run_dir, torchrun_command
+from launcher.start import Place, make_run_dir, remove_run_dir
 
 RANK_MODULE = ("-m", "launcher.generate")
-_KILLED = re.compile(r"rank +: (\d+) \(local_rank.*\n +exitcode +: -(\d+)")  # torchrun's summary
-
-
-class Failed(RuntimeError):
-    """The picture could not be made; the message is for people."""
 
 
 def make_picture(
@@ -72,47 +63,20 @@ def make_picture(
         }
         job |= {"model": model, "device": device, "began": began, "text_encoder_on": text_encoder_on}
         (run_dir / "job.json").write_text(json.dumps(job))
-        report = _run(
-            run_dir, torchrun_command(run_dir, ranks, script, restarts=0), rank_environment(run_dir, ranks, device)
-        )
+        report = _run(run_dir, ranks, device, script)
         return report | {"image": str(output.with_name(Path(report["image"]).name))}  # as it was given
     finally:
         remove_run_dir(run_dir)
 
 
-def check_target(file: Path, example: str) -> None:
-    """Raise ValueError if `file` could not be written at the end."""
+def _run(run_dir: Path, ranks: int, device: str, script: Sequence[str]) -> dict[str, Any]:
+    agent = start_group(run_dir, ranks, device, script)
     try:
-        if not file.parent.is_dir():
-            raise ValueError(f"the folder {file.parent} does not exist; make it first")
-        if file.is_dir():
-            raise ValueError(f"{file} is a folder; give the name of a file, such as {file / example}")
-    except OSError as error:
-        raise ValueError(f"{str(file)[:200]} cannot be written: {error.strerror}; choose another name") from None
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise ValueError(f"{file} cannot be written to; choose another place")
-
-
-def _run(run_dir: Path, command: list[str], env: dict[str, str]) -> dict[str, Any]:
-    log = run_dir / "log"
-    with log.open("wb") as noise:
-        agent = subprocess.Popen(command, env=env, stderr=noise, preexec_fn=partial(die_with, os.getpid()))
-        try:
-            code = agent.wait()
-        except KeyboardInterrupt:
-            agent.wait()  # it got the same Ctrl+C
-            raise
-    text = log.read_text(errors="replace")
-    if killed := [(rank, number) for rank, number in _KILLED.findall(text) if int(number) != signal.SIGTERM]:
-        rank, number = killed[0]  # what its peers say is only that it went away
-        raise Failed(f"rank {rank} was killed by signal {number}; out of memory is the usual reason for 9")
-    error = run_dir / "error.json"
-    if error.exists():
-        kind, message = json.loads(error.read_text())
-        raise ValueError(message) if kind == "value" else Failed(message)
-    if code:
-        last = [line for line in text.splitlines() if line.strip()][-1:] or [f"exit code {code}"]
-        raise Failed(f"the group ended before the picture was done: {last[0].strip()}")
+        code = agent.wait()
+    except KeyboardInterrupt:
+        agent.wait()  # it got the same Ctrl+C
+        raise
+    check_group(run_dir, code)
     return dict(json.loads((run_dir / "report.json").read_text()))
 
 
@@ -121,15 +85,8 @@ def be_rank(make_engine: MakeEngine = load_engine) -> None:
     die_with_agent()
     place = Place.here()
     job = json.loads((place.run_dir / "job.json").read_text())
-    try:
+    with noting_errors(place.run_dir):
         _make(place, job, make_engine)
-    except Exception as error:
-        try:  # the first error is the one that counts: it takes the other ranks with it
-            with (place.run_dir / "error.json").open("x") as file:
-                json.dump(["value" if isinstance(error, ValueError) else "other", reason(error)], file)
-        except FileExistsError:
-            pass
-        raise
 
 
 def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
@@ -146,7 +103,7 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
     engine.attach(mesh)
     startup = time.monotonic() - job["began"]
 
-    steps, finished = _follow(engine.generate(request, config), show=place.rank == 0 and sys.stdout.isatty())
+    steps, finished = follow(engine.generate(request, config), show=place.rank == 0 and sys.stdout.isatty())
     figures = torch.tensor(
         [
             [s.phase == "stale", s.compute_ms, s.wait_ms, s.sent_bytes, s.evaluations, s.memory_mb, s.buffer_mb]
@@ -177,20 +134,6 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
         (place.run_dir / "report.json").write_text(json.dumps(report))
     engine.detach()
     group.leave()
-
-
-def _follow(events: Iterator[Event], *, show: bool) -> tuple[list[StepDone], Finished]:
-    steps = []
-    for event in events:
-        if isinstance(event, StepDone):
-            steps.append(event)
-            if show:
-                print(f"\rstep {event.converged} / {event.steps} ", end="", flush=True)
-        elif isinstance(event, Finished):
-            if show:
-                print("\r\033[K", end="", flush=True)
-            return steps, event
-    raise AssertionError("the engine's events end with Finished")
 
 
 def _figures(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from distri_engine.config import TextEncoderOn, check_choice
+from distri_engine.config import Choice, TextEncoderOn, check_choice
 from launcher.model import choose_model
 
 MAX_RANKS = 64
@@ -76,8 +76,13 @@ class Options:
 
 
 def add_group_options(parser: argparse.ArgumentParser) -> None:
-    """--ranks, --device, --model, --text-encoder-on: the same for the page and for every command."""
+    """--ranks, and what every rank loads: the same for the page and for every command that makes pictures one way."""
     parser.add_argument("--ranks", type=int, help="processes that share a picture (default: one a GPU, else 2)")
+    add_loading_options(parser)
+
+
+def add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """--device, --model, --text-encoder-on."""
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--model", help="folder or Hugging Face id of an SDXL pipeline (CPU default: the embedded one)")
     parser.add_argument(
@@ -116,6 +121,23 @@ def check_group(ranks: int | None, device: str) -> None:
         raise ValueError(f"{ranks} ranks are out of range; give a number from 1 to {MAX_RANKS}")
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda")
+
+
+def rank_counts(text: str) -> list[int]:
+    """The numbers of a list such as 1,2,4, each once. Raises ValueError for anything else."""
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"ranks {text!r} is not a list of numbers; write 1,2,4,8") from None
+    for count in counts:
+        if not 1 <= count <= MAX_RANKS:
+            raise ValueError(f"{count} ranks are out of range; give numbers from 1 to {MAX_RANKS}")
+    return list(dict.fromkeys(counts))
+
+
+def choices(name: str, text: str, kind: type[Choice]) -> list[Choice]:
+    """The members of `kind` in a list such as patch,single, each once. Raises ValueError that lists what there is."""
+    return list(dict.fromkeys(check_choice(name, word.strip(), kind) for word in text.split(",")))
 
 
 def resolve(ranks: int | None, device: str, model: str | None) -> tuple[int, str, str]:

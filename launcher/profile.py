@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distri_engine.bands import check_bands
-from distri_engine.config import AUTO, DistriConfig, Parallelism, check_choice, check_size
+from distri_engine.config import AUTO, DistriConfig, Parallelism, check_size
 from distri_engine.request import GenerationRequest
-from launcher.files import write_json
-from launcher.generate import check_target
+from launcher.files import check_target, write_json
 from launcher.model import sizes
-from launcher.options import MAX_RANKS, factors, number
+from launcher.options import choices, factors, number, rank_counts
 from launcher.profile_table import table
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(words: argparse.Namespace) -> None:
     """Check, count, print. Raises ValueError for what makes no sense."""
-    ranks = _ranks(words.ranks)
+    ranks = rank_counts(words.ranks)
     machine = _machine(words.tflops, words.gbps)
     if words.warmup_steps == AUTO:
         raise ValueError("how long a warm-up of 'auto' takes depends on the picture; give --warmup-steps a number")
@@ -88,7 +87,7 @@ def run(words: argparse.Namespace) -> None:
         split_scheme=words.split_scheme,
         split_batch=not words.no_split_batch,
     )
-    methods = None if words.parallelism is None else _methods(words.parallelism)
+    methods = None if words.parallelism is None else choices("parallelism", words.parallelism, Parallelism)
     report = measure(request, config, methods, ranks, model=words.model, dtype=words.dtype, machine=machine)
     if words.json is not None:
         write_json(report, words.json)
@@ -211,21 +210,6 @@ def _rank(cost: RankCost) -> dict[str, Any]:
             for step in cost.steps
         ],
     }
-
-
-def _ranks(text: str) -> list[int]:
-    try:
-        counts = [int(word) for word in text.split(",")]
-    except ValueError:
-        raise ValueError(f"ranks {text!r} is not a list of numbers; write 1,2,4,8") from None
-    for count in counts:
-        if not 1 <= count <= MAX_RANKS:
-            raise ValueError(f"{count} ranks are out of range; give numbers from 1 to {MAX_RANKS}")
-    return list(dict.fromkeys(counts))
-
-
-def _methods(text: str) -> list[Parallelism]:
-    return list(dict.fromkeys(check_choice("parallelism", word.strip(), Parallelism) for word in text.split(",")))
 
 
 def _machine(tflops: float | None, gbps: float | None) -> Machine | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from launcher.columns import columns
+
 _COLUMNS = {"halo": "halos", "gather": "keys/values", "stats": "moments", "reduce": "all-reduces", "output": "output"}
 
 
@@ -32,9 +34,7 @@ def table(report: dict[str, Any]) -> str:
     header += ["M total", "MB total", "MB buffers", *(f"of {_COLUMNS[kind]}" for kind in held)]
     header += ["seconds"] if report["machine"] is not None else []
     cells = [header, *(_cells(row, kinds, held) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    body = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
-    return "\n".join([*lines, "", *body])
+    return "\n".join([*lines, "", *columns(cells)])
 
 
 def _cells(row: dict[str, Any], kinds: Iterable[str], held: Iterable[str]) -> list[str]:

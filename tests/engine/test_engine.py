@@ -30,7 +30,8 @@ def pictures(jobs: list[Job]) -> list[tuple[np.ndarray[Any, Any] | None, list[An
         for job in jobs:
             request = {"height": 256, "width": 256, "seed": 7, "steps": 8, **job["request"]}
             steps, picture, seconds = [], None, {}
-            events = engine.generate(GenerationRequest(**request), DistriConfig(**job["config"]))
+            decode = job.get("decode", True)
+            events = engine.generate(GenerationRequest(**request), DistriConfig(**job["config"]), decode=decode)
             for event in events:
                 if isinstance(event, Finished):
                     picture, seconds = (np.asarray(event.images[0]) if event.images else None), event.seconds
@@ -97,6 +98,7 @@ def test_settings_change_on_every_request_and_leave_no_trace() -> None:
 
 def test_events_and_resting_ranks() -> None:
     jobs = [job(config={"warmup_steps": 2}), job(config={"parallelism": "single"}), job(config={"split_batch": True})]
+    jobs.append({**job(steps=2), "decode": False})
     first, second = run_on_ranks(2, pictures, jobs)
     prepared, *steps = first[0][1]
     assert (prepared.box, prepared.branch) == ((0, 0, 256, 128), "both")
@@ -113,6 +115,8 @@ def test_events_and_resting_ranks() -> None:
     assert first[1][1][0].box == (0, 0, 256, 256)
     # The guidance branches on two ranks: each has the whole picture.
     assert [rank[2][1][0].branch for rank in (first, second)] == ["unconditional", "conditional"]
+    # Latents are enough: all steps, and no picture.
+    assert [(rank[3][0], len(rank[3][1])) for rank in (first, second)] == [(None, 3)] * 2
 
 
 def test_a_part_of_the_group_makes_what_a_smaller_group_makes() -> None:

@@ -47,7 +47,7 @@ class ToyEngine:
     def preview(self, latents: torch.Tensor) -> Image.Image:
         return Image.new("RGB", (8, 8), (int(latents.abs().sum()) % 256, 0, 0))
 
-    def generate(self, request: GenerationRequest, config: DistriConfig) -> Iterator[Event]:
+    def generate(self, request: GenerationRequest, config: DistriConfig, *, decode: bool = True) -> Iterator[Event]:
         pace = float(m[1]) / 1000 if (m := re.search(r"slow (\d+)", request.prompt)) else 0.02
         stride = int(m[1]) if (m := re.search(r"stride (\d+)", request.prompt)) else 1
         mesh = self._mesh
@@ -79,7 +79,9 @@ class ToyEngine:
         fault(request.prompt, mesh.rank, request.steps)
         dist.all_reduce(state)
         colour = tuple(int(value) % 256 for value in state[:3])
-        images = [Image.new("RGB", (request.width or 0, request.height or 0), colour)] if mesh.rank == 0 else []
+        images = (
+            [Image.new("RGB", (request.width or 0, request.height or 0), colour)] if mesh.rank == 0 and decode else []
+        )
         yield Finished(images=images, seconds={"text": 0.0, "denoise": 0.1, "decode": 0.01})
 
 
