@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and whether they could be written."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import IO, Any
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` at the end, safely on disk. Raises OSError."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+def whole_file(path: Path, *, via: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` at the end, safely on disk. Raises OSError.
+
+    It is written in the folder `via`, on the same file system, or beside `path`; a killed process leaves it there.
+    """
+    with tempfile.NamedTemporaryFile(dir=via or path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             yield file
             file.flush()
@@ -26,7 +29,20 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
-def write_json(value: Any, path: Path) -> None:
+def write_json(value: Any, path: Path, *, via: Path | None = None) -> None:
     """Write `value`, indented. Raises OSError."""
-    with whole_file(path) as file:
+    with whole_file(path, via=via) as file:
         file.write(f"{json.dumps(value, indent=2)}\n".encode())
+
+
+def check_target(file: Path, example: str) -> None:
+    """Raise ValueError if `file` could not be written at the end."""
+    try:
+        if not file.parent.is_dir():
+            raise ValueError(f"the folder {file.parent} does not exist; make it first")
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder; give the name of a file, such as {file / example}")
+    except OSError as error:
+        raise ValueError(f"{str(file)[:200]} cannot be written: {error.strerror}; choose another name") from None
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ValueError(f"{file} cannot be written to; choose another place")

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from launcher.files import write_json
-from launcher.generate import check_target
+from launcher.files import check_target, write_json
 from launcher.metrics_table import table
 from launcher.model import DEMO_JUDGE, DEMO_SCENES
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from distri_engine.bands import check_bands
 from distri_engine.config import AUTO, DistriConfig, Parallelism, check_choice, check_size
 from distri_engine.request import GenerationRequest
-from launcher.files import write_json
-from launcher.generate import check_target
+from launcher.files import check_target, write_json
 from launcher.model import sizes
 from launcher.options import MAX_RANKS, factors, number
 from launcher.profile_table import table

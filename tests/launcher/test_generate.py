@@ -17,7 +17,8 @@ from PIL import Image
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
 from launcher.__main__ import main
-from launcher.generate import Failed, make_picture
+from launcher.batch import Failed
+from launcher.generate import make_picture
 from tests.support.processes import alive, descendants, end, toy_model, until
 
 ROOT = Path(__file__).parents[2]
