@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from launcher.side_by_side.scores import Score
+from launcher.side_by_side.scores import Score, notable
 
 _HERE = Path(__file__).parent
 _COLOURS = 6  # of columns, in style.css; then they begin again
-_SCORES = 5  # of one comparison, in a column's head; all are told under the rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +71,12 @@ def page(title: str, columns: Sequence[Column], rows: Iterable[Row], count: int)
 <div class="row head" role="row">
 <div class="corner" role="columnheader">Caption</div>
 {"".join(_head(number, column) for number, column in enumerate(columns))}</div>
-{_about(columns)}"""
+{_about(columns)}{_figures(columns)}"""
     for row in rows:
         yield _row(row, columns)
     yield f"""</div>
 <p class="nothing" hidden>No caption holds these words.</p>
-{_notes(columns)}</main>
+</main>
 {_large(columns)}
 <script>{script}</script>
 </body>
@@ -94,12 +93,14 @@ def _count(count: int) -> str:
 
 
 def _head(number: int, column: Column) -> str:
-    scores = ""
-    for against in dict.fromkeys(score.against for score in column.scores):
-        some = [score for score in column.scores if score.against == against][:_SCORES]
-        scores += (
-            f'<p class="against">against {escape(against)}</p><ul class="scores">{"".join(map(_score, some))}</ul>'
+    scores, shown = "", notable(column.scores)
+    for against in dict.fromkeys(score.against for score in shown):
+        figures = "".join(
+            f'<li title="{escape(score.told)}">{escape(score.metric)} <b>{escape(score.value)}</b></li>'
+            for score in shown
+            if score.against == against
         )
+        scores += f'<p class="against">against {escape(against)}</p><ul class="scores">{figures}</ul>'
     return (
         f'<div class="name" role="columnheader" data-colour="{number % _COLOURS}"><h2>{escape(column.name)}</h2>'
         f"{scores}</div>\n"
@@ -117,8 +118,34 @@ def _about(columns: Sequence[Column]) -> str:
     return f'<div class="row made" role="row"><div class="made-by" role="rowheader">Made by</div>\n{cells}</div>\n'
 
 
-def _score(score: Score) -> str:
-    return f'<li title="{escape(score.told)}">{escape(score.metric)} <b>{escape(score.value)}</b></li>'
+def _figures(columns: Sequence[Column]) -> str:
+    """All figures as a table that can be opened, and why some are missing."""
+    of = {
+        (score.metric, score.against, number): score for number, column in enumerate(columns) for score in column.scores
+    }
+    if not of:
+        return ""
+    shown = sorted({number for _, _, number in of})
+    names = "".join(f'<th scope="col">{escape(columns[number].name)}</th>' for number in shown)
+    lines = "".join(
+        f'<tr><th scope="row">{escape(metric)} <small>against {escape(against)}</small></th>'
+        + "".join(_figure(of.get((metric, against, number))) for number in shown)
+        + "</tr>\n"
+        for metric, against in dict.fromkeys((metric, against) for metric, against, _ in of)
+    )
+    why = dict.fromkeys(score.told for score in of.values() if not score.measured)
+    return (
+        '<div class="row figures" role="row"><div role="cell"><details><summary>All figures</summary>\n'
+        f"<table><thead><tr><td></td>{names}</tr></thead><tbody>\n{lines}</tbody></table>"
+        f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in why)}</ul></details></div></div>\n"
+    )
+
+
+def _figure(score: Score | None) -> str:
+    if score is None:
+        return "<td></td>"
+    worst = f" <small>worst {escape(score.worst)}</small>" if score.worst else ""
+    return f'<td title="{escape(score.told)}">{escape(score.value)}{worst}</td>'
 
 
 def _row(row: Row, columns: Sequence[Column]) -> str:
@@ -137,15 +164,6 @@ def _cell(row: Row, column: Column, shown: Picture | None) -> str:
         f'<div class="cell" role="cell"><button type="button" title="Show it large"><img src="{shown.uri}" '
         f'width="{shown.width}" height="{shown.height}" decoding="async" alt="{alt}"></button></div>\n'
     )
-
-
-def _notes(columns: Sequence[Column]) -> str:
-    """All figures in full, and why some are missing."""
-    told = dict.fromkeys(f"{column.name}: {score.told}" for column in columns for score in column.scores)
-    if not told:
-        return ""
-    lines = "".join(f"<li>{escape(one)}</li>" for one in told)
-    return f'<details class="notes"><summary>All figures</summary><ul>{lines}</ul></details>\n'
 
 
 def _large(columns: Sequence[Column]) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+NOTABLE = ("PSNR", "SSIM", "LPIPS", "FID")  # what readers look for first; other metrics have long names
+MISSING = "–"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,11 @@ class Score:
     value: str  # "31.2 dB", or a dash where it could not be measured
     against: str  # the other folder
     told: str  # in full, one sentence
+    worst: str = ""  # of all pictures
+
+    @property
+    def measured(self) -> bool:
+        return self.value != MISSING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +58,27 @@ class Metrics:
         return Path(self.a).resolve() == where, Path(self.b).resolve() == where
 
     def scores(self, against: str) -> tuple[Score, ...]:
-        """The figures, for a folder that is compared with `against`; those that could not be measured come last."""
-        rows = sorted(self.rows, key=lambda row: row.get("value") is None)
+        """The figures, for a folder that is compared with `against`."""
         return tuple(
-            Score(metric=row["metric"], value=_value(row), against=against, told=_told(row, against)) for row in rows
+            Score(
+                metric=row["metric"],
+                value=_value(row),
+                against=against,
+                told=_told(row, against),
+                worst="" if row.get("worst") is None else _figure(row["worst"]),
+            )
+            for row in self.rows
         )
 
 
 def _value(row: Mapping[str, Any]) -> str:
-    return "–" if row.get("value") is None else f"{_figure(row['value'])} {row.get('unit') or ''}".strip()
+    return MISSING if row.get("value") is None else f"{_figure(row['value'])} {row.get('unit') or ''}".strip()
 
 
 def _figure(value: float) -> str:
     """Three figures, as of 0.034, 2.41, 31.2 and 120."""
-    if math.isinf(value):
-        return "∞"
+    if value == 0 or math.isinf(value):
+        return "∞" if value else "0"
     decimals = next(decimals for least, decimals in ((100, 0), (10, 1), (1, 2), (0, 3)) if abs(value) >= least)
     return f"{value:.{decimals}f}"
 
@@ -76,3 +90,9 @@ def _told(row: Mapping[str, Any], against: str) -> str:
     better = f"; {row['better']} is better" if row.get("better") else ""
     note = f"; {row['note']}" if row.get("note") else ""
     return f"{row['metric']} {_value(row)} against {against}{more}{better}{note}"
+
+
+def notable(scores: Sequence[Score]) -> list[Score]:
+    """The few of a folder's figures for its head: those that readers look for, or else the first one."""
+    measured = [score for score in scores if score.measured]
+    return [score for score in measured if score.metric in NOTABLE] or measured[:1]

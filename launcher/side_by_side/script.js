@@ -5,7 +5,7 @@
 const find = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-const rows = all(".row:not(.head, .made)").map((row) => ({
+const rows = all(".row:not(.head, .made, .figures)").map((row) => ({
   row,
   number: find(".caption b", row).textContent,
   caption: find(".caption span", row).textContent,

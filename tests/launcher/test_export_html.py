@@ -129,18 +129,31 @@ def test_figures_stand_above_the_folder_that_they_are_of(
     ]
     for file, a, b in (("m1", "patch/", "single"), ("m2", "gt", "naive"), ("m3", "x", "y")):
         (tmp_path / file).write_text(json.dumps({"a": a, "b": b, "pictures": 1, "rows": rows}))
-    equal = [{"metric": "PSNR", "value": math.inf, "unit": "dB"}]
+    equal = [{"metric": "SSIM", "value": math.inf}]
     (tmp_path / "m4").write_text(json.dumps({"a": "patch", "b": "single", "rows": equal}))
     files = [str(tmp_path / f"m{number}") for number in (1, 2, 3, 4)]
     main(["export-html", "single", "naive", str(tmp_path / "patch"), "--output", "page.html", "--metrics", *files])
-    texts = Page((tmp_path / "page.html").read_text()).texts
-    figures = ["PSNR", "31.2 dB", "LPIPS", "0.034", "FID", "–"]
-    head = texts[texts.index("Caption") : texts.index("0")]
-    assert head[:5] == ["Caption", "single", "naive", "against gt", *figures[:1]]
-    assert head[4:] == [*figures, "patch", "against single", *figures, "PSNR", "∞ dB"]
-    assert "patch: PSNR 31.2 dB against single, worst 22.0; higher is better" in texts
-    assert "naive: FID against gt: fewer than two pictures" in texts
-    assert "naive: LPIPS 0.034 against gt; lower is better; of one picture" in texts
+    page = Page((tmp_path / "page.html").read_text())
+    texts = page.texts
+    assert texts[texts.index("Caption") : texts.index("All figures")] == [
+        "Caption",
+        *("single", "naive", "against gt", "PSNR", "31.2 dB", "LPIPS", "0.034"),
+        *("patch", "against single", "PSNR", "31.2 dB", "LPIPS", "0.034", "SSIM", "∞"),
+    ]
+    assert texts[texts.index("All figures") + 1 : texts.index("0")] == [
+        *("naive", "patch"),  # those that have some
+        *("FID", "against gt", "–"),
+        *("PSNR", "against gt", "31.2 dB", "worst 22.0"),
+        *("LPIPS", "against gt", "0.034"),
+        *("FID", "against single", "–"),
+        *("PSNR", "against single", "31.2 dB", "worst 22.0"),
+        *("LPIPS", "against single", "0.034"),
+        *("SSIM", "against single", "∞"),
+        *("FID against gt: fewer than two pictures", "FID against single: fewer than two pictures"),
+    ]
+    told = [attributes["title"] for attributes in page.all("td") if "title" in attributes]
+    assert "PSNR 31.2 dB against single, worst 22.0; higher is better" in told
+    assert "LPIPS 0.034 against gt; lower is better; of one picture" in told
     assert capsys.readouterr().err == "note: figures of x and y are left out; neither is on the page\n"
 
 
