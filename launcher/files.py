@@ -12,9 +12,12 @@ from typing import IO, Any
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` at the end, safely on disk. Raises OSError."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+def whole_file(path: Path, *, via: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` at the end, safely on disk. Raises OSError.
+
+    It is written in the folder `via`, on the same file system, or beside `path`; a killed process leaves it there.
+    """
+    with tempfile.NamedTemporaryFile(dir=via or path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             yield file
             file.flush()
@@ -26,9 +29,9 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
-def write_json(value: Any, path: Path) -> None:
+def write_json(value: Any, path: Path, *, via: Path | None = None) -> None:
     """Write `value`, indented. Raises OSError."""
-    with whole_file(path) as file:
+    with whole_file(path, via=via) as file:
         file.write(f"{json.dumps(value, indent=2)}\n".encode())
 
 

@@ -4,7 +4,6 @@ a rank. No hub and no page; how the picture is made is the engine's business.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -12,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from distri_engine.bands import check_bands
-from distri_engine.config import DistriConfig, TextEncoderOn, check_choice, check_size
+from distri_engine.config import DistriConfig, check_size
 from distri_engine.request import GenerationRequest
-from launcher import png
-from launcher.batch import check_group, follow, noting_errors, start_group
+from launcher import errand, png
+from launcher.batch import follow
 from launcher.files import check_target
 from launcher.model import sizes
-from launcher.options import resolve
-from launcher.process import MakeEngine, die_with_agent, load_engine
 from launcher.report import StepFigures, make_report
 from launcher.schema import as_config, as_parameters, as_request
-from launcher.start import Place, make_run_dir, remove_run_dir
 
 RANK_MODULE = ("-m", "launcher.generate")
 
@@ -44,66 +40,36 @@ def make_picture(
     """
     began = time.monotonic()
     check_target(output, "picture.png")
-    check_choice("text_encoder_on", text_encoder_on, TextEncoderOn)
-    ranks, device, model = resolve(ranks, device, model)
-    size, multiple = sizes(model)
-    # The seed is drawn here, once for all ranks; a size that only the loaded model knows is filled in by them.
+    crew = errand.Crew.resolved(ranks, device, model, text_encoder_on)
+    request = fit(request, config, crew)
+    job = {"request": as_parameters(request), "config": as_parameters(config), "output": str(output.resolve())}
+    report = errand.run(script, job, crew, began=began)
+    return report | {"image": str(output.with_name(Path(report["image"]).name))}  # as it was given
+
+
+def fit(request: GenerationRequest, config: DistriConfig, crew: errand.Crew) -> GenerationRequest:
+    """`request` with a size and a seed. Raises ValueError if `crew` cannot make it.
+
+    The seed is drawn here, once for all ranks; a size that only the loaded model knows is filled in by them.
+    """
+    size, multiple = sizes(crew.model)
     resolved = request.resolved(default_size=size or multiple)
     request = resolved if size is not None else request.replace(seed=resolved.seed)
     for name in ("height", "width"):
         if (side := getattr(request, name)) is not None:
             check_size(name, side, multiple)
-    check_bands(request, config, ranks, multiple)
-    run_dir = make_run_dir()
-    try:
-        job: dict[str, Any] = {
-            "request": as_parameters(request),
-            "config": as_parameters(config),
-            "output": str(output.resolve()),
-        }
-        job |= {"model": model, "device": device, "began": began, "text_encoder_on": text_encoder_on}
-        (run_dir / "job.json").write_text(json.dumps(job))
-        report = _run(run_dir, ranks, device, script)
-        return report | {"image": str(output.with_name(Path(report["image"]).name))}  # as it was given
-    finally:
-        remove_run_dir(run_dir)
+    check_bands(request, config, crew.ranks, multiple)
+    return request
 
 
-def _run(run_dir: Path, ranks: int, device: str, script: Sequence[str]) -> dict[str, Any]:
-    agent = start_group(run_dir, ranks, device, script)
-    try:
-        code = agent.wait()
-    except KeyboardInterrupt:
-        agent.wait()  # it got the same Ctrl+C
-        raise
-    check_group(run_dir, code)
-    return dict(json.loads((run_dir / "report.json").read_text()))
-
-
-def be_rank(make_engine: MakeEngine = load_engine) -> None:
-    """One rank of the group that `make_picture` started."""
-    die_with_agent()
-    place = Place.here()
-    job = json.loads((place.run_dir / "job.json").read_text())
-    with noting_errors(place.run_dir):
-        _make(place, job, make_engine)
-
-
-def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
+def make(work: errand.Errand) -> dict[str, Any] | None:
+    """A rank's work: one picture, and on rank 0 its report."""
     import torch
 
-    from distri_engine.mesh import resolve_device
-    from launcher import group
-
-    engine = make_engine(job["model"], job["device"], place.rank, place.world_size, job["text_encoder_on"])
+    engine, mesh, job = work.engine, work.mesh, work.job
     request = as_request(job["request"]).resolved(default_size=engine.info.default_size)
     config = as_config(job["config"]).replace(height=request.height, width=request.width)
-    device = resolve_device(job["device"])
-    mesh = group.join("generate", place.run_dir, rank=place.rank, world_size=place.world_size, device=device)
-    engine.attach(mesh)
-    startup = time.monotonic() - job["began"]
-
-    steps, finished = follow(engine.generate(request, config), show=place.rank == 0 and sys.stdout.isatty())
+    steps, finished = follow(engine.generate(request, config), show=mesh.rank == 0 and sys.stdout.isatty())
     figures = torch.tensor(
         [
             [s.phase == "stale", s.compute_ms, s.wait_ms, s.sent_bytes, s.evaluations, s.memory_mb, s.buffer_mb]
@@ -112,28 +78,26 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
         dtype=torch.float64,
         device=mesh.wire_device,
     )
-    everyone = [torch.empty_like(figures) for _ in range(place.world_size)]
+    everyone = [torch.empty_like(figures) for _ in range(mesh.size)]
     torch.distributed.all_gather(everyone, figures)
-    if place.rank == 0:
-        saving = time.perf_counter()
-        text = png.parameters(request, config, model=engine.info.name, ranks=place.world_size)
-        paths = png.save_all(finished.images, Path(job["output"]), text)
-        report = make_report(
-            request=as_parameters(request),
-            config=as_parameters(config),
-            model=engine.info.name,
-            device=job["device"],
-            threads_per_rank=torch.get_num_threads(),
-            startup_seconds=startup,
-            seconds={**finished.seconds, "save": time.perf_counter() - saving},
-            steps=[[_figures(*rank) for rank in step] for step in torch.stack(everyone, dim=1).tolist()],
-            memory_mb=torch.stack(everyone)[..., -2].amax(dim=1).tolist(),
-            buffer_mb=torch.stack(everyone)[..., -1].amax(dim=1).tolist(),
-            image=str(paths[0]),
-        )
-        (place.run_dir / "report.json").write_text(json.dumps(report))
-    engine.detach()
-    group.leave()
+    if mesh.rank != 0:
+        return None
+    saving = time.perf_counter()
+    text = png.parameters(request, config, model=engine.info.name, ranks=mesh.size)
+    paths = png.save_all(finished.images, Path(job["output"]), text)
+    return make_report(
+        request=as_parameters(request),
+        config=as_parameters(config),
+        model=engine.info.name,
+        device=work.crew.device,
+        threads_per_rank=torch.get_num_threads(),
+        startup_seconds=work.startup_seconds,
+        seconds={**finished.seconds, "save": time.perf_counter() - saving},
+        steps=[[_figures(*rank) for rank in step] for step in torch.stack(everyone, dim=1).tolist()],
+        memory_mb=torch.stack(everyone)[..., -2].amax(dim=1).tolist(),
+        buffer_mb=torch.stack(everyone)[..., -1].amax(dim=1).tolist(),
+        image=str(paths[0]),
+    )
 
 
 def _figures(
@@ -149,4 +113,4 @@ def _figures(
 
 
 if __name__ == "__main__":
-    be_rank()
+    errand.be_rank(make)

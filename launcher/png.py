@@ -43,13 +43,16 @@ def parameters(request: GenerationRequest, config: DistriConfig, *, model: str, 
     return "\n".join([request.prompt, *negative, ", ".join(f"{name}: {value}" for name, value in settings.items())])
 
 
-def save(image: Any, path: Path, text: str) -> None:
-    """Write a PIL picture with its `parameters`: same picture, same settings, same bytes. Raises OSError."""
+def save(image: Any, path: Path, text: str, *, via: Path | None = None) -> None:
+    """Write a PIL picture with its `parameters`: same picture, same settings, same bytes. `via` as in `whole_file`.
+
+    Raises OSError.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text("parameters", text)
-    with whole_file(path) as file:
+    with whole_file(path, via=via) as file:
         image.save(file, format="PNG", pnginfo=info)
 
 

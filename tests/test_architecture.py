@@ -47,8 +47,10 @@ TORCH_FREE = (
     "distri_engine",
     "distri_engine.bands",
     "distri_engine.config",
+    "distri_engine.evaluation.coco",
     "distri_engine.request",
     "distri_engine.telemetry",
+    "launcher.__main__",
     "launcher.client",
     "launcher.schema",
 )
