@@ -32,11 +32,11 @@ format: $(VENV)/.development
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Options among ARGS win: make bench ARGS="--test-times 20 --json bench.json".
+# As many rounds as eight minutes have, at most ten. Options among ARGS win: make bench ARGS="--minutes 60 --test-times 20".
 bench: $(VENV)/.runtime
 	$(BIN)/python -m launcher benchmark --model assets/demo_model --device cpu --height 512 --width 512 --steps 20 \
 	    --parallelism patch,naive_patch --mode corrected_async_gn,no_sync --split-batch on,off --ranks 1,2,4 \
-	    --warmup-times 1 --test-times 5 $(ARGS)
+	    --warmup-times 1 --test-times 10 --minutes 8 $(ARGS)
 
 screenshots: $(VENV)/.development
 	$(BIN)/python -m tests.support.screenshots

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from distri_engine.config import (
     TextEncoderOn,
     check_choice,
     check_int,
-    check_number,
     check_size,
 )
-from distri_engine.evaluation.timing import Run, turn_order
 from distri_engine.request import GenerationRequest
 from launcher.benchmark_crew import Crew
 from launcher.benchmark_report import machine, report_rows
+from launcher.benchmark_rounds import Measuring, in_turns
 from launcher.benchmark_rows import STOCK, Row, Wish, engine_rows, stock_rows
 from launcher.benchmark_table import table
 from launcher.benchmark_worker import Loading
@@ -46,21 +44,6 @@ PROMPT = "a red house with a blue roof in a snowy field"
 OUTPUTS = ("latent", "pil")  # without and with the VAE
 BASELINES = (STOCK, "none")
 SPLITS = {"on": True, "off": False}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measuring:
-    """How often each row is measured. Raises ValueError for what makes no sense."""
-
-    warmup_times: int = 5
-    test_times: int = 20
-    ignore_ratio: float = 0.2  # share of the test runs that is left out: half of it the fastest, half the slowest
-
-    def __post_init__(self) -> None:
-        check_int("warmup_times", self.warmup_times, 0, 10_000)
-        check_int("test_times", self.test_times, 1, 10_000)
-        if check_number("ignore_ratio", self.ignore_ratio, 0, 1) == 1:
-            raise ValueError("ignore_ratio 1 leaves no run to measure; give a share below 1, such as 0.2")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     ):
         default = getattr(measuring, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, help="end by then, with fewer rounds if need be (default: no limit)")
     parser.add_argument(
         "--threads-per-rank", type=int, help="CPU threads of every rank (default: cores / the largest rank count)"
     )
@@ -134,7 +118,7 @@ def run(words: argparse.Namespace) -> None:
 
 def plan(words: argparse.Namespace) -> Plan:
     """What the options ask for. Raises ValueError for what cannot work."""
-    measuring = Measuring(warmup_times=words.warmup_times, test_times=words.test_times, ignore_ratio=words.ignore_ratio)
+    measuring = Measuring(**{field.name: getattr(words, field.name) for field in fields(Measuring)})
     for name, choice, known in (
         ("output type", words.output_type, OUTPUTS),
         ("baseline", words.baseline, BASELINES),
@@ -182,7 +166,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     stock = any(row.config is None for row in plan.rows)
     with Crew(ranks=plan.ranks, stock=stock, loading=plan.loading, pictures=plan.pictures) as crew:
         request = plan.request.resolved(default_size=crew.hellos[0]["default_size"])
-        runs = _rounds(crew, plan.rows, request, plan.measuring)
+        runs = in_turns(crew, plan.rows, request, plan.measuring, began)
         hellos = [crew.hellos[rank] for rank in range(plan.ranks)]
     config = plan.rows[-1].config
     assert config is not None
@@ -198,6 +182,7 @@ def measure(plan: Plan) -> dict[str, Any]:
             "output_type": OUTPUTS[plan.loading.decode],
             **asdict(plan.measuring),
         },
+        "rounds": len(runs[0]),
         "took_s": round(time.monotonic() - began, 1),
         "rows": report_rows(plan.rows, runs, plan.measuring.ignore_ratio),
     }
@@ -233,19 +218,3 @@ def _check_folder(folder: Path | None, output_type: str) -> None:
     if output_type == "latent":
         raise ValueError("--pictures needs pictures, and --output-type latent makes none; leave one of them out")
     check_target(folder / "picture.png", "picture.png")
-
-
-def _rounds(crew: Crew, rows: Sequence[Row], request: GenerationRequest, measuring: Measuring) -> list[list[Run]]:
-    """The runs of every row that count. In each round everybody has one turn."""
-    runs: list[list[Run]] = [[] for _ in rows]
-    total, show = measuring.warmup_times + measuring.test_times, sys.stderr.isatty()
-    for turn in range(total):
-        for index in turn_order(len(rows), turn):
-            if show:
-                print(f"\r\033[Kround {turn + 1} of {total}: {rows[index].name} ", end="", file=sys.stderr, flush=True)
-            made = crew.make(rows[index], request)
-            if turn >= measuring.warmup_times:
-                runs[index].append(made)
-    if show:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-    return runs

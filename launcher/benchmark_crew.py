@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,17 +68,14 @@ class Crew:
             "text": request.prompt,
             "threads": row.threads,
         }
-        workers: list[int | None] = [None]
-        if row.config is not None:
+        if row.config is None:
+            answers = self._ask([None], job)
+        else:
             job["config"] = as_parameters(row.config)
             job["text"] = png.parameters(request, row.config, model=self.hellos[0]["model"], ranks=self._world)
-            workers = list(range(row.ranks))  # the others are not even woken
-        for worker in workers:
-            try:
-                wire.send(self._socks[worker], job)
-            except OSError:
-                self._explain(worker)
-        answers = [self._hear(worker) for worker in workers]
+            # The engine wants to be called on all ranks. Those that rest do so at once, before any clock runs.
+            self._ask(range(row.ranks, self._world), job)
+            answers = self._ask(range(row.ranks), job)
         return Run(
             total_s=answers[0]["total_s"],
             seconds=answers[0]["seconds"],
@@ -86,6 +84,14 @@ class Crew:
                 for one in (answer["steps"] for answer in answers)
             ),
         )
+
+    def _ask(self, workers: Sequence[int | None], job: dict[str, Any]) -> list[dict[str, Any]]:
+        for worker in workers:
+            try:
+                wire.send(self._socks[worker], job)
+            except OSError:
+                self._explain(worker)
+        return [self._hear(worker) for worker in workers]
 
     # --- start
 

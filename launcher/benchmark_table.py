@@ -16,8 +16,9 @@ def table(report: dict[str, Any]) -> str:
     settings, machine, rows = report["settings"], report["machine"], report["rows"]
     baselines = len([row for row in rows if row["parallelism"] == STOCK])
     devices, threads = ", ".join(dict.fromkeys(machine["devices"])), machine["threads_per_rank"]
-    rounds = f"{settings['test_times']} rounds after {settings['warmup_times']} of warm-up"
-    if ignored := dropped(settings["test_times"], settings["ignore_ratio"]):
+    asked = f" of {settings['test_times']}" if report["rounds"] < settings["test_times"] else ""
+    rounds = f"{report['rounds']}{asked} rounds after {settings['warmup_times']} of warm-up"
+    if ignored := dropped(report["rounds"], settings["ignore_ratio"]):
         rounds += f", of each row without the {ignored} fastest and the {ignored} slowest"
     lines = [
         f"{settings['model']}, {settings['width']} x {settings['height']}, {settings['steps']} steps, "

@@ -48,6 +48,7 @@ TOY = (str(ROOT / "tests" / "support" / "toy_benchmark.py"),)
         (["--warmup-times", "-1"], "warmup_times -1 is out of range"),
         (["--test-times", "0"], "test_times 0 is out of range; give a number from 1"),
         (["--ignore-ratio", "1"], "ignore_ratio 1 leaves no run to measure; give a share below 1"),
+        (["--minutes", "-1"], "minutes -1 is out of range"),
         (["--ignore-ratio", "nan"], "ignore_ratio nan is not a finite number"),
         (["--threads-per-rank", "0"], "threads_per_rank 0 is out of range"),
         (["--output-type", "np"], "unknown output type 'np'; choose one of: latent, pil"),
@@ -143,9 +144,16 @@ def test_figures_of_rows_and_their_table() -> None:
     settings |= {"warmup_steps": 4, "output_type": "pil", "warmup_times": 0, "test_times": 3, "ignore_ratio": 0.0}
     machine = {"cpu": "c", "cores": 2, "threads_per_rank": 1, "devices": ["CPU", "CPU"], "load_average": 0.0}
     machine |= {"torch": "2", "diffusers": "1"}
-    report = {"machine": machine, "settings": settings, "took_s": 1.0, "rows": [stock, all_cores, alone, together]}
+    report = {
+        "machine": machine,
+        "settings": settings,
+        "rounds": 2,
+        "took_s": 1.0,
+        "rows": [stock, all_cores, alone, together],
+    }
     assert "the machine was busy (load 2 before)" in table(report | {"machine": machine | {"load_average": 2.0}})
     assert "busy" not in table(report)
+    assert "2 of 3 rounds after 0 of warm-up; 1 s in all" in table(report)
     header, *lines = table(report).splitlines()[-5:]
     assert {len(line) for line in lines} == {len(header)}
     assert lines[-1].split() == [
@@ -205,9 +213,10 @@ def test_ending_the_command_ends_everybody(tmp_path: Path, how: signal.Signals) 
 
 
 def test_the_real_engine_beside_diffusers(tmp_path: Path) -> None:
-    words = ["--parallelism", "single,patch", "--mode", "no_sync", "--ranks", "1,2", "--no-split-batch"]
-    words += ["--device", "cpu", "--threads-per-rank", "1", "--height", "64", "--width", "96", "--steps", "2"]
-    words += ["--warmup-steps", "0", "--warmup-times", "1", "--test-times", "1", "--json", "b.json", "--pictures", "."]
+    # Different numbers of ranks take turns, and each finds what it needs again.
+    words = ["--parallelism", "single,patch", "--ranks", "1,2,3", "--no-split-batch", "--warmup-steps", "0"]
+    words += ["--device", "cpu", "--threads-per-rank", "1", "--height", "96", "--width", "64", "--steps", "2"]
+    words += ["--warmup-times", "1", "--minutes", "0", "--json", "b.json", "--pictures", "."]
     run = subprocess.run(
         [sys.executable, "-m", "launcher", "benchmark", *words],
         cwd=tmp_path,
@@ -219,16 +228,18 @@ def test_the_real_engine_beside_diffusers(tmp_path: Path) -> None:
     assert (run.returncode, run.stderr) == (0, "")
     report = json.loads((tmp_path / "b.json").read_text())
     assert run.stdout == table(report) + "\n"
-    assert list(report) == ["machine", "settings", "took_s", "rows"]
+    assert list(report) == ["machine", "settings", "rounds", "took_s", "rows"]
+    assert (report["rounds"], report["settings"]["test_times"]) == (1, 20)  # the time is up after the first one
     assert list(report["machine"]) == [
         "cpu", "cores", "threads_per_rank", "devices", "python", "torch", "diffusers", "load_average",
     ]  # fmt: skip
-    assert report["machine"]["devices"] == ["CPU", "CPU"]
-    assert (report["settings"]["model"], report["settings"]["width"]) == ("embedded demo model", 96)
+    assert report["machine"]["devices"] == ["CPU"] * 3
+    assert (report["settings"]["model"], report["settings"]["width"]) == ("embedded demo model", 64)
     rows = report["rows"]
     ours = [row for row in rows if row["parallelism"] != "diffusers"]
     assert [(row["parallelism"], row["mode"], row["ranks"]) for row in ours] == [
-        ("single", None, 1), ("patch", None, 1), ("patch", "no_sync", 2),
+        ("single", None, 1), ("patch", None, 1),
+        ("patch", "corrected_async_gn", 2), ("patch", "corrected_async_gn", 3),
     ]  # fmt: skip
     assert rows[0]["threads_per_rank"] == 1
     for row in rows:
@@ -236,10 +247,11 @@ def test_the_real_engine_beside_diffusers(tmp_path: Path) -> None:
     pictures = {path.stem: np.asarray(Image.open(path)) for path in tmp_path.glob("*.png")}
     assert len(pictures) == len(rows)
     stock = pictures["diffusers-1-thread"]
-    assert stock.shape == (64, 96, 3)
+    assert stock.shape == (96, 64, 3)
     assert almost_equal(pictures["single-1"], stock)
     assert almost_equal(pictures["patch-1"], stock)
-    assert not np.array_equal(pictures["patch-no_sync-2"], stock)
+    for ranks in (2, 3):
+        assert not np.array_equal(pictures[f"patch-corrected_async_gn-{ranks}"], stock)
 
 
 def _check_row(row: dict[str, Any], *, one_rank: dict[str, Any], stock: dict[str, Any]) -> None:
