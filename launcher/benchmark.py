@@ -23,6 +23,7 @@ from distri_engine.config import (
     check_size,
 )
 from distri_engine.request import GenerationRequest
+from launcher import share
 from launcher.benchmark_crew import Crew
 from launcher.benchmark_report import machine, report_rows
 from launcher.benchmark_rounds import Measuring, in_turns
@@ -92,6 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_loading_options(parser)
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="leave the last picture of every row there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    share.add_options(parser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +112,10 @@ def run(words: argparse.Namespace) -> None:
     """Check, measure, print. Raises ValueError for what makes no sense, Failed if a process ends early."""
     if words.json is not None:
         check_target(words.json, "benchmark.json")
-    report = measure(plan(words))
+    report = measure(plan(words)) if words.share_of is None else share.measure(words)
     if words.json is not None:
         write_json(report, words.json)
-    print(table(report))
+    print(table(report) if words.share_of is None else share.table(report))
 
 
 def plan(words: argparse.Namespace) -> Plan:

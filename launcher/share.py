@@ -1,18 +1,16 @@
-"""`python -m launcher benchmark --share-of 2,4,8 --random-weights sdxl`: what one of so many ranks computes in a step, timed on
-one device, without peers and without trained weights. How that is done is the engine's evaluation package's business;
-here is what is asked for, and the table.
+"""`python -m launcher benchmark --share-of 2,4,8 --random-weights sdxl`: what one of so many ranks computes in a step,
+timed on one device, without peers and without trained weights. How that is done is the engine's evaluation package's
+business; here is what is asked for, and the table.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from distri_engine.config import DistriConfig, check_choice, check_int, check_size
-from distri_engine.config import Parallelism, SyncMode
+from distri_engine.config import DistriConfig, Parallelism, SyncMode, check_choice, check_int, check_size
 from launcher.columns import columns
 from launcher.options import rank_counts, resolve
 
@@ -116,7 +114,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"{settings['model']} with random weights, {settings['dtype']}, {settings['width']} x {settings['height']}, "
         f"guidance {'on' if settings['guided'] else 'off'}; {machine['device']}, torch {machine['torch']}",
-        f"seconds of one steady step of one rank, peers' data in place: median, minimum and maximum of {settings['times']}",
+        f"seconds of a steady step of one rank, peers' data in place: median, least and most of {settings['times']}",
         "x: times as fast as diffusers' step on one device",
         "",
     ]

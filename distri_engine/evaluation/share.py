@@ -1,5 +1,5 @@
-"""What one rank of many computes, timed on one real device: a mesh that pretends to have peers, whose data are already in
-place, and a model with random weights. The bound that no communication can beat (DistriFusion, table 1, "No Comm.").
+"""What one rank of many computes, timed on one real device: a mesh that pretends to have peers, whose data are already
+in place, and a model with random weights. The bound that no communication can beat (DistriFusion, "No Comm.").
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from distri_engine.config import DistriConfig
 from distri_engine.evaluation.models import unet_inputs
 from distri_engine.mesh import Mesh, Pending
 from distri_engine.unet import ParallelUNet
-from distri_engine.vae import ParallelDecoder
 
 
 class PretendedMesh(Mesh):
@@ -28,7 +27,7 @@ class PretendedMesh(Mesh):
         self._settled = False  # once all buffers have been cleared, arriving costs nothing
 
     def swap(self, sends: Mapping[int, torch.Tensor], receives: Mapping[int, torch.Tensor]) -> Pending:
-        """Nothing moves. What would arrive is cleared, for a buffer may hold anything, numbers that are none included."""
+        """Nothing moves. What would arrive is cleared: a fresh buffer may hold anything, infinities included."""
         if not self._settled:
             for tensor in receives.values():
                 tensor.zero_()
@@ -40,8 +39,8 @@ class PretendedMesh(Mesh):
 
 
 def fill(model: nn.Module, device: torch.device) -> nn.Module:
-    """A model without weights (on the meta device), on `device` with random ones of a usual size: numbers that vanish or
-    overflow take other times.
+    """A model without weights (on the meta device), on `device` with random ones of a usual size: numbers that vanish
+    or overflow take other times.
     """
     model = model.to_empty(device=device).eval()
     generator = torch.Generator(device).manual_seed(0)
@@ -87,15 +86,6 @@ def share_of_step(
         step()
     mesh.settle()
     return step
-
-
-def share_of_decode(vae: AutoencoderKL, ranks: int, latents: torch.Tensor) -> Callable[[], object]:
-    """One rank's share of a decode of latents: [B, 4, H, W], to be called again and again."""
-    mesh = PretendedMesh(1 if ranks > 2 else 0, ranks, latents.device)
-    decoder = ParallelDecoder(vae, mesh)
-    decoder(latents)
-    mesh.settle()
-    return lambda: decoder(latents)
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
