@@ -10,7 +10,7 @@ from dataclasses import astuple, fields
 import numpy as np
 from diffusers import UNet2DConditionModel
 
-from distri_engine.config import DistriConfig, Parallelism
+from distri_engine.config import DistriConfig, Parallelism, SyncMode
 from distri_engine.evaluation.comm import CountingMesh
 from distri_engine.evaluation.costs import GUIDANCE, SINGLE, STALE, SYNC, Costs, Share, fingerprint, tensor
 from distri_engine.evaluation.machine import Work
@@ -35,7 +35,7 @@ _ANY = (*_BOTH, "other", "branch other band")
 _ALL = tuple(Share(rows=1, cols=1, own=1, patches=1, branches=1, batch=1).terms)
 
 
-def count_costs(unet: UNet2DConditionModel, mode: str, tensor_ranks: Iterable[int]) -> Costs:
+def count_costs(unet: UNet2DConditionModel, mode: SyncMode, tensor_ranks: Iterable[int]) -> Costs:
     """The costs of `unet`, on the meta device: of one device, of displaced patches in `mode` on any number of ranks,
     and of tensor parallelism on each of `tensor_ranks` ranks a guidance branch.
 

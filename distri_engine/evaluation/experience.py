@@ -1,5 +1,5 @@
-"""What finished pictures teach the planner: their measured steps correct its predictions. It reads reports and remembers
-nothing else; where they lie is the launcher's business. Plain arithmetic, free of torch.
+"""What finished pictures teach the planner: their measured steps correct its predictions. It reads reports and
+remembers nothing else; where they lie is the launcher's business. Plain arithmetic, free of torch.
 """
 
 from __future__ import annotations

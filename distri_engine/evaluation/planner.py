@@ -134,8 +134,9 @@ def predicted(picture: Picture, way: Way, costs: Costs, machine: Machine) -> Pac
 
 
 def ways(request: GenerationRequest, config: DistriConfig, ranks: int, multiple: int, costs: Costs) -> list[Way]:
-    """What may be chosen from in a group of `ranks`: one device, displaced patches and tensor parallelism on any number
-    of ranks that can share the picture. Other methods make other pictures. `multiple`: of the picture's sides, in pixels.
+    """What may be chosen from in a group of `ranks`: one device, and displaced patches and tensor parallelism on any
+    number of ranks that can share the picture. Other methods make other pictures. `multiple`: of the picture's sides,
+    in pixels.
     """
     found = [Way(parallelism=Parallelism.SINGLE, ranks=1)]
     for method in (Parallelism.PATCH, Parallelism.TENSOR):
