@@ -1,5 +1,5 @@
-"""What one device of this machine sustains, measured in a few seconds by a process of its own, so that nobody else needs
-torch; it also counts what a model's steps cost, if that is not known. What follows from it is the planner's business.
+"""What one device of this machine sustains, measured in a few seconds by a process of its own, so that nobody else
+needs torch; it also counts what a model's steps cost, if that is not known. What follows is the planner's business.
 """
 
 from __future__ import annotations
@@ -66,8 +66,7 @@ def survey(
         [sys.executable, "-m", "launcher.measure", *words],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=_PATIENCE_S,
         preexec_fn=partial(_begin, os.getpid(), quietly),
@@ -113,7 +112,7 @@ def main() -> None:
 def costs_of(unet_config: dict[str, Any], dtype: str, ranks: int, mode: SyncMode) -> Costs:
     """The costs of a UNet: known ones, else counted, which takes a minute for a large one.
 
-    Raises ValueError for settings that make no UNet, UnsupportedError or ModelError for a UNet that has no form on bands.
+    Raises ValueError for settings that make no UNet, EngineError for a UNet that has no form on bands.
     """
     if costs := known_costs(unet_config, dtype):
         return costs

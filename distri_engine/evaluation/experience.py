@@ -18,9 +18,10 @@ from distri_engine.request import GenerationRequest
 
 NEWEST = 9  # pictures whose median counts: enough to be steady, few enough to follow a machine that changes
 _KINDS = 30  # kinds of pictures that the machine's figures are fitted to
+_LIMIT, _FAR = 3.0, 2.0  # of their logarithms: no figure goes beyond a factor of 20
 _PULL = 0.05  # how strongly figures that no measurement speaks about stay what they were
 
-Figures = tuple[float, float, float]  # logarithms of what computing, launching and messages take, of what was assumed
+Figures = tuple[float, ...]  # logarithms of what computing, launching and messages take, of what was assumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,19 @@ class Kind:
         return cls(way=way, mode=mode, **size)
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a step; medians."""
+
+    whole: float  # of the rank that took longest
+    computing: float  # of the rank that computed longest: the rest is waiting for messages
+
+    @classmethod
+    def of(cls, timings: Sequence[Timing]) -> Timing:
+        """Of many."""
+        return cls(median(one.whole for one in timings), median(one.computing for one in timings))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """One finished picture."""
@@ -49,8 +63,8 @@ class Measured:
     group: tuple[str, str, int]  # model, kind of device, ranks that there were: what makes pictures comparable
     picture: Picture
     way: Way
-    sync_s: float | None  # median seconds of a synchronous step
-    stale_s: float | None  # of a displaced one
+    sync: Timing | None  # a synchronous step
+    stale: Timing | None  # a displaced one
     planned: bool  # whether the planner chose the way
 
     @property
@@ -66,20 +80,21 @@ class Measured:
             if config.parallelism not in (Parallelism.SINGLE, Parallelism.PATCH, Parallelism.TENSOR):
                 return None
             group = (str(report["model"]), str(report["device"]), int(report["ranks"]))
-            seconds: dict[str, list[float]] = {"sync": [], "stale": []}
+            found: dict[str, list[Timing]] = {"sync": [], "stale": []}
             for step in report["steps"]:
-                slowest = max(rank["compute_ms"] + rank["wait_ms"] for rank in step["ranks"])
-                seconds[step["phase"]].append(float(slowest) / 1000)
+                computing = [float(rank["compute_ms"]) / 1000 for rank in step["ranks"]]
+                waiting = [float(rank["wait_ms"]) / 1000 for rank in step["ranks"]]
+                found[step["phase"]].append(Timing(max(map(sum, zip(computing, waiting, strict=True))), max(computing)))
             # The first step of a kind also allocates.
-            sync_s, stale_s = (median(list[1:] or list) if list else None for list in seconds.values())
-            if not any((sync_s, stale_s)):
+            sync, stale = (Timing.of(list[1:] or list) if list else None for list in found.values())
+            if not all(timing.computing > 0 for timing in (sync, stale) if timing) or not (sync or stale):
                 return None
             return cls(
                 group=group,
                 picture=Picture.of(request, config, cell=cell),
                 way=Way.of(config, group[2], guided=request.guided),
-                sync_s=sync_s,
-                stale_s=stale_s,
+                sync=sync,
+                stale=stale,
                 planned="plan" in report,
             )
         except (KeyError, TypeError, ValueError, AssertionError):
@@ -125,57 +140,64 @@ class Experience:
         guess = predicted(known[0].picture, way, self.costs, self.machine)
         return _pace(known, guess).seconds(known[0].picture, way) / guess.seconds(known[0].picture, way)
 
-    def _points(self) -> list[tuple[Work, float]]:
+    def _points(self) -> list[tuple[Work, Timing]]:
         points = []
         for known in list(self._kinds.values())[:_KINDS]:
             try:
                 fresh, displaced = works(known[0].picture, known[0].way, self.costs)
             except (KeyError, ValueError):  # not counted
                 continue
-            for work, name in ((fresh, "sync_s"), (displaced, "stale_s")):
-                if (seconds := _median(known, name)) is not None:
-                    points.append((work, seconds))
+            for work, phase in ((fresh, "sync"), (displaced, "stale")):
+                if timing := _median(known, phase):
+                    points.append((work, timing))
         return points
 
 
-def _median(known: Sequence[Measured], name: str) -> float | None:
-    values = [value for one in known if (value := getattr(one, name)) is not None]
-    return median(values) if values else None
+def _median(known: Sequence[Measured], phase: str) -> Timing | None:
+    timings = [timing for one in known if (timing := getattr(one, phase)) is not None]
+    return Timing.of(timings) if timings else None
 
 
 def _pace(known: Sequence[Measured], guess: Pace) -> Pace:
     """Medians; a phase that was not measured is as far from the guess as the other one is."""
-    sync_s, stale_s = _median(known, "sync_s"), _median(known, "stale_s")
-    if sync_s is None:
-        assert stale_s is not None
-        sync_s = guess.sync_s * stale_s / guess.stale_s
-    return Pace(sync_s=sync_s, stale_s=guess.stale_s * sync_s / guess.sync_s if stale_s is None else stale_s)
+    sync, stale = _median(known, "sync"), _median(known, "stale")
+    ratio = sync.whole / guess.sync_s if sync else stale.whole / guess.stale_s if stale else 1.0
+    return Pace(
+        sync_s=sync.whole if sync else guess.sync_s * ratio, stale_s=stale.whole if stale else guess.stale_s * ratio
+    )
 
 
-def fitted(machine: Machine, points: Sequence[tuple[Work, float]]) -> Machine:
+def fitted(machine: Machine, points: Sequence[tuple[Work, Timing]]) -> Machine:
     """`machine` with what its computing, its launches and its messages take scaled to fit measured steps best.
 
-    Least squares of logarithms; figures that no measurement speaks about stay, and none goes beyond a factor of 20.
+    Least squares of logarithms; figures that no measurement speaks about stay.
     """
 
     def misfit(figures: Figures) -> float:
         scaled = _scaled(machine, figures)
-        errors = (math.log(scaled.step_seconds(work) / seconds) for work, seconds in points)
-        return sum(error * error for error in errors) + _PULL * sum(figure * figure for figure in figures)
+        error = sum(
+            math.log(scaled.step_seconds(work) / timing.whole) ** 2
+            + math.log(scaled.computing_seconds(work) / timing.computing) ** 2
+            for work, timing in points
+        )
+        return error + _PULL * sum(figure * figure for figure in figures)
 
-    best: Figures = (0.0, 0.0, 0.0)
-    least, stride = misfit(best), 1.0
-    while points and stride > 0.01:  # a walk along the axes, in ever smaller strides
-        a, b, c = best
-        around = [(a + d, b, c) for d in (stride, -stride)]
-        around += [(a, b + d, c) for d in (stride, -stride)] + [(a, b, c + d) for d in (stride, -stride)]
-        near = [figures for figures in around if max(map(abs, figures)) <= 3]
-        found = min(near, key=misfit)
-        if misfit(found) < least:
-            best, least = found, misfit(found)
+    starts = [(0.0, 0.0, 0.0), (_FAR, 0.0, 0.0), (0.0, _FAR, 0.0), (0.0, 0.0, _FAR)]  # the valleys are narrow
+    return _scaled(machine, min((_descended(start, misfit) for start in starts), key=misfit)) if points else machine
+
+
+def _descended(figures: Figures, misfit: Callable[[Figures], float]) -> Figures:
+    """Where a walk along the axes ends, in ever smaller strides downhill."""
+    least, stride = misfit(figures), 1.0
+    while stride > 0.01:
+        moves = [(axis, step) for axis in range(3) for step in (stride, -stride) if abs(figures[axis] + step) <= _LIMIT]
+        steps = [(*figures[:axis], figures[axis] + step, *figures[axis + 1 :]) for axis, step in moves]
+        lowest, found = min((misfit(place), place) for place in steps)
+        if lowest < least:
+            least, figures = lowest, found
         else:
             stride /= 2
-    return _scaled(machine, best)
+    return figures
 
 
 def _scaled(machine: Machine, figures: Figures) -> Machine:

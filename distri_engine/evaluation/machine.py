@@ -42,17 +42,18 @@ class Machine:
     message_s: float = 0.0  # seconds a message takes however small it is
     overlap: float = 0.0  # share of a message's time that is felt although layers compute meanwhile
 
-    def compute_seconds(self, work: Work) -> float:
-        """Of a step without its messages."""
-        return 2 * work.macs / self.flops + work.moved / self.memory + work.operations * self.launch_s
+    def computing_seconds(self, work: Work) -> float:
+        """Of a step in which no message is waited for: operations, slowed by the messages under way."""
+        operations = 2 * work.macs / self.flops + work.moved / self.memory + work.operations * self.launch_s
+        return operations + self.overlap * self._messages(work.posts, work.posted)
 
     def step_seconds(self, work: Work) -> float:
-        """Of a step: computing, slowed by the messages under way and never done before them, and then the messages
-        that are waited for.
-        """
-        under_way = work.posts * self.message_s + work.posted / self.bandwidth
-        waited = work.waits * self.message_s + work.waited / self.bandwidth
-        return max(self.compute_seconds(work) + self.overlap * under_way, under_way) + waited
+        """Of a step: computing, never done before the messages under way are, and then the messages waited for."""
+        under_way = self._messages(work.posts, work.posted)
+        return max(self.computing_seconds(work), under_way) + self._messages(work.waits, work.waited)
+
+    def _messages(self, count: float, size: float) -> float:
+        return count * self.message_s + size / self.bandwidth
 
 
 def picture_seconds(profile: Profile, machine: Machine) -> float:

@@ -51,9 +51,9 @@ class Way:
 
     def words(self, group: int, noun: str) -> str:
         """ "patches on 4 of 8 devices"."""
-        where = f"{self.ranks} of {group} {noun}"
         if self.parallelism is Parallelism.SINGLE:
-            return f"{where} alone"
+            return f"1 of {group} {noun} alone" if group > 1 else f"1 {noun.removesuffix('s')}"
+        where = f"{self.ranks} of {group} {noun}"
         if self.parallelism is Parallelism.TENSOR:
             return f"tensor parallelism on {where}"
         if self.patches == 1:
@@ -177,27 +177,31 @@ class Plan:
 
     def reason(self, noun: str = "devices") -> str:
         """Why, or what that means: half a sentence."""
-        chosen, fastest = self.chosen, self.estimates[0]
+        chosen, fastest, one = self.chosen, self.estimates[0], f"one {noun.removesuffix('s')}"
         size = f"at {self.picture.width} x {self.picture.height}"
-        alone = next((one for one in self.estimates if one.way.parallelism is Parallelism.SINGLE), None)
-        shared = next((one for one in self.estimates if one.way.parallelism is not Parallelism.SINGLE), None)
-        everybody = next((one for one in self.estimates if one.way.ranks == self.group), None)
+        alone = self._fastest(lambda way: way.parallelism is Parallelism.SINGLE)
+        shared = self._fastest(lambda way: way.parallelism is not Parallelism.SINGLE)
+        everybody = self._fastest(lambda way: way.ranks == self.group)
         if fastest.seconds * MARGIN < chosen.seconds:
-            other = "one alone" if fastest is alone else fastest.way.words(self.group, noun)
+            other = one if fastest is alone else fastest.way.words(self.group, noun)
             return f"{other} {self._compared(fastest)} {size}"
         if chosen is alone and shared is not None:
             return f"sharing {self._compared(shared)} {size}"
         if chosen.way.ranks < self.group and everybody is not None:
-            return f"{self.group} {self._compared(everybody)} {size}"
+            return f"all {self.group} {self._compared(everybody, plural=True)} {size}"
         if alone is not None and chosen is not alone:
             known = "was measured" if alone.pictures and chosen.pictures else "is expected"
             ratio = alone.seconds / chosen.seconds
-            return f"{_times(ratio)} than one alone {known} {size}"
-        return f"nothing else can share it {size}"
+            return f"{_times(ratio)} than {one} {known} {size}"
+        return "there is nobody to share with" if self.group == 1 else f"nothing else fits {size}"
 
-    def _compared(self, other: Estimate) -> str:
-        known = "was measured" if other.pictures and self.chosen.pictures else "is expected"
-        return f"{known} to be {_times(self.chosen.seconds / other.seconds)}"
+    def _fastest(self, of: Callable[[Way], bool]) -> Estimate | None:
+        return next((estimate for estimate in self.estimates if of(estimate.way)), None)
+
+    def _compared(self, other: Estimate, *, plural: bool = False) -> str:
+        known = "measured" if other.pictures and self.chosen.pictures else "expected"
+        tense = {"measured": ("was", "were"), "expected": ("is", "are")}[known][plural]
+        return f"{tense} {known} to be {_times(self.chosen.seconds / other.seconds)}"
 
     def as_json(self, sentence: str) -> dict[str, Any]:
         """For reports."""
