@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distri_engine.config import SyncMode
+from distri_engine.config import DistriConfig
 from distri_engine.evaluation.costs import Costs, known_costs
 from distri_engine.evaluation.machine import Machine
 from distri_engine.evaluation.published import A100
@@ -54,23 +54,24 @@ class Survey:
 # --- asked for here -----------------------------------------------------------------------------------------------
 
 
-def survey(
-    device: str, ranks: int, threads: int, unet: Path | None, *, mode: SyncMode, quietly: bool = False
-) -> Survey:
+def survey(device: str, ranks: int, threads: int, unet: Path | None = None, *, quietly: bool = False) -> Survey:
     """Measure one device with the threads that a rank has, and count the UNet of settings `unet`, in a process of its
     own. `quietly`: it takes only the time that nobody else wants. Raises Unmeasured.
     """
-    words = ["--device", device, "--ranks", str(ranks), "--threads", str(threads), "--mode", mode.value]
+    words = ["--device", device, "--ranks", str(ranks), "--threads", str(threads)]
     words += ["--unet", str(unet)] if unet else []
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher.measure", *words],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
-        timeout=_PATIENCE_S,
-        preexec_fn=partial(_begin, os.getpid(), quietly),
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "launcher.measure", *words],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            preexec_fn=partial(_begin, os.getpid(), quietly),
+        )
+    except subprocess.TimeoutExpired:
+        raise Unmeasured(f"this machine could not be measured within {_PATIENCE_S:.0f} s") from None
     try:
         found = json.loads(done.stdout)
         costs = Costs.from_json(found["costs"]) if found["costs"] else None
@@ -95,8 +96,7 @@ def _begin(parent: int, quietly: bool) -> None:
 def main() -> None:
     """Print what was found as JSON."""
     parser = argparse.ArgumentParser()
-    for name in ("device", "mode"):
-        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--device", required=True)
     for name in ("ranks", "threads"):
         parser.add_argument(f"--{name}", required=True, type=int)
     parser.add_argument("--unet", type=Path)
@@ -104,12 +104,12 @@ def main() -> None:
     machine, measured = measure(words.device, words.threads)
     costs = None
     if words.unet is not None:
-        costs = costs_of(json.loads(words.unet.read_text()), DTYPES[words.device], words.ranks, SyncMode(words.mode))
+        costs = costs_of(json.loads(words.unet.read_text()), DTYPES[words.device], words.ranks)
     found = {"machine": asdict(machine), "measured": measured, "costs": costs and costs.as_json()}
     print(json.dumps(found))
 
 
-def costs_of(unet_config: dict[str, Any], dtype: str, ranks: int, mode: SyncMode) -> Costs:
+def costs_of(unet_config: dict[str, Any], dtype: str, ranks: int) -> Costs:
     """The costs of a UNet: known ones, else counted, which takes a minute for a large one.
 
     Raises ValueError for settings that make no UNet, EngineError for a UNet that has no form on bands.
@@ -123,7 +123,7 @@ def costs_of(unet_config: dict[str, Any], dtype: str, ranks: int, mode: SyncMode
 
     # Tensor parallelism is counted rank by rank; it pays on all devices or not at all.
     groups = {ranks, ranks // 2} - {0, 1}
-    return count_costs(unet_of(unet_config, getattr(torch, dtype), name="this model"), mode, groups)
+    return count_costs(unet_of(unet_config, getattr(torch, dtype), name="this model"), DistriConfig().mode, groups)
 
 
 def measure(device: str, threads: int) -> tuple[Machine, list[str]]:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from distri_engine.evaluation.latency import picture_seconds
 from torch import nn
 
 from distri_engine.config import DistriConfig, Parallelism
 from distri_engine.evaluation.comm import CountingMesh, Traffic
-from distri_engine.evaluation.latency import picture_seconds
 from distri_engine.evaluation.models import unet_inputs, unet_on_meta
 from distri_engine.evaluation.profile import CountedUNet, Profile, RankCost, StepCost, profile
 from distri_engine.step import Phase
