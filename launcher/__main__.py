@@ -13,6 +13,7 @@ from distri_engine.request import GenerationRequest
 from launcher import profile
 from launcher.files import write_json
 from launcher.generate import Failed, check_target, make_picture
+from launcher.measure import Unmeasured
 from launcher.options import OneLineParser, add_group_options, factors, number, refuse
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
         words.run(words)
     except ValueError as error:
         refuse(error)
-    except (Failed, OSError) as error:
+    except (Failed, Unmeasured, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

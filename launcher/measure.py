@@ -101,10 +101,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True, type=int)
     parser.add_argument("--unet", type=Path)
     words = parser.parse_args()
+    settings = json.loads(words.unet.read_text()) if words.unet else None
     machine, measured = measure(words.device, words.threads)
-    costs = None
-    if words.unet is not None:
-        costs = costs_of(json.loads(words.unet.read_text()), DTYPES[words.device], words.ranks)
+    costs = costs_of(settings, DTYPES[words.device], words.ranks) if settings else None
     found = {"machine": asdict(machine), "measured": measured, "costs": costs and costs.as_json()}
     print(json.dumps(found))
 

@@ -47,8 +47,11 @@ TORCH_FREE = (
     "distri_engine",
     "distri_engine.bands",
     "distri_engine.config",
+    "distri_engine.evaluation.experience",
+    "distri_engine.evaluation.planner",
     "distri_engine.request",
     "distri_engine.telemetry",
+    "launcher.auto",
     "launcher.client",
     "launcher.schema",
 )

@@ -35,10 +35,10 @@ _WHY = {
     "device's time: a batch of one does not fill an A100 here, and the model has one FLOP/s figure for any batch",
     ("original", 3840, 1): "attention, most of the work at this size, is nearer to the device's peak than convolutions "
     "are, and the model has one FLOP/s figure for both",
-    ("tensor", 1024, 8): "its messages are the smallest of all, and the model has one latency and one bandwidth for "
-    "gathers and all-reduces",
-    ("full_sync", 1024, 8): "225 waits a step: a layer that waits for the slowest of its peers waits longer than a "
-    "message takes",
+    ("tensor", 1024, 8): "an all-reduce is two exchanges here, each with a message's latency, and one of the library's "
+    "there",
+    ("full_sync", 1024, 8): "225 waits a step: one latency for all messages is too short for these, whose layers wait "
+    "for the slowest peer, and too long for tensor parallelism's",
 }
 
 

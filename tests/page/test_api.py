@@ -117,7 +117,7 @@ def test_auto_chooses_and_says_why(caller: Any, fake: FakeClient) -> None:
     assert report["plan"]["sentence"].startswith("Auto: guidance split over 2 of 2 ranks; ")
     assert [set(one) for one in report["plan"]["candidates"]] == [
         {"parallelism", "ranks", "split_batch", "seconds", "measured"}
-    ] * 5
+    ] * 4
     *_, report = caller.predict("a red house", steps=5, api_name="/compare")
     first = fake.submitted[1][1]
     assert (first.parallelism, first.split_batch) == ("patch", False)  # patches are what is compared
