@@ -113,6 +113,8 @@ class Experience:
             known = self._kinds.setdefault(one.kind, [])
             if len(known) < NEWEST:
                 known.append(one)
+        for kind in [kind for kind, known in self._kinds.items() if not _counted(known[0], costs)]:
+            del self._kinds[kind]
         self.machine = fitted(machine, self._points())
 
     def estimate(self, picture: Picture, way: Way) -> Estimate:
@@ -130,27 +132,42 @@ class Experience:
         return None
 
     def _left_over(self, picture: Picture, way: Way) -> float:
-        """By how much the fitted machine misses this way at the nearest size at which it was measured."""
+        """By how much the fitted machine misses, judged by pictures of the nearest size: of this way, if there are any.
+        If not, only what makes it faster counts, so that a way that was never tried is not written off.
+        """
         same = [kind for kind in self._kinds if kind.way == way]
-        if not same:
+        if not self._kinds:
             return 1.0
         area = picture.height * picture.width
-        nearest = min(same, key=lambda kind: abs(math.log(kind.height * kind.width / area)))
-        known = self._kinds[nearest]
-        guess = predicted(known[0].picture, way, self.costs, self.machine)
-        return _pace(known, guess).seconds(known[0].picture, way) / guess.seconds(known[0].picture, way)
+        distance = {kind: abs(math.log(kind.height * kind.width / area)) for kind in same or self._kinds}
+        nearest = [kind for kind in distance if distance[kind] == min(distance.values())]
+        missed = median(map(self._missed, nearest))
+        return missed if same else min(1.0, missed)
+
+    def _missed(self, kind: Kind) -> float:
+        """How much longer pictures of a measured kind take than the fitted machine predicts."""
+        known = self._kinds[kind]
+        picture = known[0].picture
+        guess = predicted(picture, kind.way, self.costs, self.machine)
+        return _pace(known, guess).seconds(picture, kind.way) / guess.seconds(picture, kind.way)
 
     def _points(self) -> list[tuple[Work, Timing]]:
         points = []
         for known in list(self._kinds.values())[:_KINDS]:
-            try:
-                fresh, displaced = works(known[0].picture, known[0].way, self.costs)
-            except (KeyError, ValueError):  # not counted
-                continue
+            fresh, displaced = works(known[0].picture, known[0].way, self.costs)
             for work, phase in ((fresh, "sync"), (displaced, "stale")):
                 if timing := _median(known, phase):
                     points.append((work, timing))
         return points
+
+
+def _counted(one: Measured, costs: Costs) -> bool:
+    """Whether there is a prediction to compare it with."""
+    try:
+        works(one.picture, one.way, costs)
+    except (KeyError, ValueError):
+        return False
+    return True
 
 
 def _median(known: Sequence[Measured], phase: str) -> Timing | None:
@@ -182,22 +199,24 @@ def fitted(machine: Machine, points: Sequence[tuple[Work, Timing]]) -> Machine:
         )
         return error + _PULL * sum(figure * figure for figure in figures)
 
+    if not points:
+        return machine
     starts = [(0.0, 0.0, 0.0), (_FAR, 0.0, 0.0), (0.0, _FAR, 0.0), (0.0, 0.0, _FAR)]  # the valleys are narrow
-    return _scaled(machine, min((_descended(start, misfit) for start in starts), key=misfit)) if points else machine
+    return _scaled(machine, min((descended(start, misfit, _LIMIT) for start in starts), key=misfit))
 
 
-def _descended(figures: Figures, misfit: Callable[[Figures], float]) -> Figures:
-    """Where a walk along the axes ends, in ever smaller strides downhill."""
-    least, stride = misfit(figures), 1.0
+def descended(place: Figures, height: Callable[[Figures], float], limit: float) -> Figures:
+    """Where a walk along the axes ends, in ever smaller strides downhill, `limit` from the origin at most."""
+    least, stride = height(place), 1.0
     while stride > 0.01:
-        moves = [(axis, step) for axis in range(3) for step in (stride, -stride) if abs(figures[axis] + step) <= _LIMIT]
-        steps = [(*figures[:axis], figures[axis] + step, *figures[axis + 1 :]) for axis, step in moves]
-        lowest, found = min((misfit(place), place) for place in steps)
+        moves = [(axis, step) for axis in range(len(place)) for step in (stride, -stride)]
+        steps = [(*place[:axis], place[axis] + step, *place[axis + 1 :]) for axis, step in moves]
+        lowest, found = min((height(step), step) for step in steps if max(map(abs, step)) <= limit)
         if lowest < least:
-            least, figures = lowest, found
+            least, place = lowest, found
         else:
             stride /= 2
-    return figures
+    return place
 
 
 def _scaled(machine: Machine, figures: Figures) -> Machine:
