@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from launcher import rank, start
+from launcher.auto import Auto
 from launcher.client import Client
 from launcher.journal import data_folder
 from launcher.png import PICTURES
@@ -80,8 +81,9 @@ def build(client: Client) -> "gr.Blocks":
                 page |= controls(client.status())
             with gr.Column(elem_id="work"):
                 page |= work(client)
-        wire(page, demo, Visits(client))
-        publish(client)
+        auto = Auto(client)
+        wire(page, demo, Visits(client, auto))
+        publish(client, auto)
     demo.queue(max_size=20)
     demo._queue.sleep_when_free = 0.05  # Gradio polls every millisecond otherwise: 5 % of a core for nothing
     return demo
@@ -109,6 +111,7 @@ def controls(status: Status) -> Page:
     with gr.Row(elem_id="actions"):
         page["generate"] = gr.Button("Loading model…", variant="primary", interactive=False, elem_id="generate")
         page["stop"] = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
+    page["why"] = panel("why", {}, skeletons.WHY)
     page["chips"] = panel("chips", {"chips": settings.examples(status)}, skeletons.CHIPS)
     with gr.Column(elem_id="settings"):
         page["run"] = gr.Radio(
@@ -130,6 +133,7 @@ def controls(status: Status) -> Page:
             page["steps"], page["guidance_scale"] = number("steps"), number("guidance_scale", precision=None)
         page["scheduler"] = choice("scheduler")
         page["parallelism"] = choice("parallelism")
+        page["ranks"] = choice("ranks", settings.rank_choices(status.ranks))
         page["mode"] = choice("mode")
         page["warmup_steps"] = number("warmup_steps")
         page["auto_warmup"] = gr.Checkbox(
@@ -155,10 +159,10 @@ def number(name: str, *, precision: int | None = 0) -> "gr.Number":
     )
 
 
-def choice(name: str) -> "gr.Dropdown":
+def choice(name: str, values: tuple[str, ...] = ()) -> "gr.Dropdown":
     """A menu."""
     return gr.Dropdown(
-        [(settings.WORDS.get(value, value), value) for value in settings.CHOICES[name]],
+        [(settings.WORDS.get(value, value), value) for value in values or settings.CHOICES[name]],
         value=settings.DEFAULTS[name],
         label=settings.LABELS[name],
         info=settings.INFO[name],
@@ -251,7 +255,7 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     page["gallery"].select(recall, [current, browser], outputs, api_name="recall", **PRIVATE)
 
 
-def publish(client: Client) -> None:
+def publish(client: Client, auto: Auto) -> None:
     """The API: three typed functions. They are generators, because only those are closed when a caller goes away;
     their return hints name what each yields, as Gradio reads them.
     """
@@ -265,19 +269,23 @@ def publish(client: Client) -> None:
         guidance_scale: float = 5.0,
         seed: int | None = None,
         scheduler: str = "ddim",
-        parallelism: str = "patch",
+        parallelism: str = "auto",
+        ranks: int | None = None,
         mode: str = "corrected_async_gn",
         warmup_steps: int | str = 4,
         warmup_threshold: float = 0.1,
         extrapolation: float | list[float] = 0.5,
         extrapolation_memory: float | list[float] = 0.5,
         split_scheme: str = "row",
-        split_batch: bool = True,
+        split_batch: bool | None = None,
         picard_window: int | None = None,
         picard_tolerance: float = 0.1,
     ) -> tuple[dict, dict]:
-        """Make one picture. Streams (null, progress) and ends with (picture file, report)."""
-        yield from answered(endpoints.generate(client, dict(locals())))
+        """Make one picture. Streams (null, progress) and ends with (picture file, report). parallelism auto: method,
+        ranks and split_batch, as far as they are not given, as is fastest; the report says why. Else ranks null: all;
+        split_batch null: true.
+        """
+        yield from answered(endpoints.generate(client, auto, dict(locals())))
 
     def compare(  # type: ignore[misc]
         prompt: str,
@@ -288,7 +296,8 @@ def publish(client: Client) -> None:
         guidance_scale: float = 5.0,
         seed: int | None = None,
         scheduler: str = "ddim",
-        parallelism: str = "patch",
+        parallelism: str = "auto",
+        ranks: int | None = None,
         mode: str = "corrected_async_gn",
         warmup_steps: int | str = 4,
         warmup_threshold: float = 0.1,
@@ -298,10 +307,10 @@ def publish(client: Client) -> None:
         split_batch: bool | None = None,
     ) -> tuple[dict, dict, dict, dict]:
         """Make the same picture by one device, by naive patches and by DistriFusion. Streams progress and ends with
-        (one device, naive, DistriFusion, report with PSNR). parallelism names the third, which is patch; split_batch
-        null: off below 4 ranks.
+        (one device, naive, DistriFusion, report with PSNR). The third is made of patches. parallelism auto: on as many
+        ranks as is fastest; patch: on `ranks`, null for all, split_batch null: off below 4 ranks.
         """
-        yield from answered(endpoints.compare(client, dict(locals())))
+        yield from answered(endpoints.compare(client, auto, dict(locals())))
 
     def status() -> dict:
         """What runs: state, ranks, device, model, queue, restarts."""

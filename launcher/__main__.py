@@ -12,6 +12,7 @@ from launcher import benchmark, coco, dump_coco, export_html, metrics, profile
 from launcher.batch import Failed
 from launcher.files import check_target, write_json
 from launcher.generate import make_picture
+from launcher.measure import Unmeasured
 from launcher.options import OneLineParser, add_group_options, refuse
 from launcher.picture_options import add_picture_options, config_of, request_of
 
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         words.run(words)
     except ValueError as error:
         refuse(error)
-    except (Failed, OSError) as error:
+    except (Failed, Unmeasured, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from distri_engine.bands import check_bands
 from distri_engine.config import DistriConfig, check_size
@@ -14,8 +15,10 @@ from distri_engine.request import GenerationRequest
 from launcher.events import Stop, Submitted
 from launcher.hub_io import HubLoop
 from launcher.job import FINAL, Job
+from launcher.measure import Survey
 from launcher.messages import Prepare
 from launcher.schema import ModelInfo, Record, Refused, Status, Update, as_parameters
+from launcher.surveyor import Surveyor
 from launcher.wire import encode
 
 MAX_WAITING = 20
@@ -27,11 +30,19 @@ class Client:
 
     def __init__(self, loop: HubLoop) -> None:
         self._loop = loop
+        self._surveyor = Surveyor()
 
     def submit(
-        self, request: GenerationRequest, config: DistriConfig, *, visitor: str = "", comparison: str = ""
+        self,
+        request: GenerationRequest,
+        config: DistriConfig,
+        *,
+        visitor: str = "",
+        comparison: str = "",
+        plan: dict[str, Any] | None = None,
     ) -> str:
-        """Accept a picture and return its id; it is in the journal then. Size and seed are resolved here.
+        """Accept a picture and return its id; it is in the journal then. Size and seed are resolved here. `plan`, why
+        it is to be made this way, is handed on to its report.
 
         Raises ValueError for parameters that cannot work here, and Refused if nothing can be accepted now.
         """
@@ -52,6 +63,7 @@ class Client:
                 config=as_parameters(config),
                 visitor=visitor,
                 comparison=comparison,
+                plan=plan,
             )
             encode(Prepare(req=job.id, request=job.request, config=job.config).frame())
             try:
@@ -97,6 +109,10 @@ class Client:
         with self._loop.changed:
             jobs = self._loop.hub.jobs.values()
             return [job.id for job in jobs if job.visitor == visitor and job.state not in FINAL]
+
+    def survey(self) -> Survey | None:
+        """What the planner must know of machine and model; None while it is being found out, in the background."""
+        return self._surveyor.found(self.status())
 
     def wait_ready(self, timeout: float) -> bool:
         """Block until pictures can be made; False if that does not happen within `timeout` seconds."""

@@ -49,6 +49,7 @@ class Job:
     config: dict[str, Any]
     visitor: str = ""
     comparison: str = ""
+    plan: dict[str, Any] | None = None  # why it is made this way, if the planner chose
     attempts: int = 0  # how often it was started
     state: str = "queued"
     message: str = ""
@@ -177,6 +178,8 @@ class Job:
             buffer_mb=[max(s.buffer_mb for s in rank.steps) for rank in self.ranks],
             image=self.pictures[0],
         )
+        if self.plan is not None:
+            self.report["plan"] = self.plan
 
     def update(self, position: int, hellos: Mapping[int, m.Hello]) -> Update:
         """How the page shows it at this moment."""

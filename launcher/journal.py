@@ -72,6 +72,7 @@ class Journal:
     def accepted(self, job: Job) -> None:
         """Returns once the request would survive a crash. Raises OSError if it cannot be written."""
         entry = {name: getattr(job, name) for name in ("request", "config", "visitor", "comparison")}
+        entry |= {"plan": job.plan} if job.plan is not None else {}
         self._append({"entry": "accepted", "id": job.id, **entry})
         with self._lock:
             self._open_jobs[job.id] = job
@@ -147,7 +148,7 @@ class Journal:
                     as_request(entry["request"])
                     as_config(entry["config"])
                     names = ("request", "config", "visitor", "comparison")
-                    self._open_jobs[req] = Job(id=req, **{name: entry[name] for name in names})
+                    self._open_jobs[req] = Job(id=req, plan=entry.get("plan"), **{name: entry[name] for name in names})
                 case "try" if req in self._open_jobs:
                     self._open_jobs[req].attempts += 1
                 case "stop":

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from distri_engine.bands import check_bands
 from distri_engine.config import AUTO, DistriConfig, Parallelism, check_size
+from distri_engine.evaluation.machine import Machine, picture_seconds
 from distri_engine.request import GenerationRequest
+from launcher import plan
 from launcher.files import check_target, write_json
 from launcher.model import sizes
 from launcher.options import choices, factors, number, rank_counts
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from distri_engine.evaluation.profile import Profile, RankCost
 
 DTYPES = ("float16", "float32")
+RANKS = "1,2,4,8"
 
 PREDICTION = """\
 With --tflops and --gbps, the seconds that denoising takes at least: a step takes the longer of computing (two FLOP a
@@ -32,7 +35,7 @@ Launching operations, traffic to memory, the delay of a message, text and VAE ar
 
 
 @dataclass(frozen=True)
-class Machine:
+class Rates:
     """What the predicted seconds assume of every device."""
 
     tflops: float  # 10^12 FLOP/s that it sustains
@@ -47,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, help="pixels (default: the model's size)")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, default=request.guidance_scale, help="(default: %(default)s)")
-    parser.add_argument("--ranks", default="1,2,4,8", metavar="LIST", help="rank counts (default: %(default)s)")
+    parser.add_argument("--ranks", metavar="LIST", help=f"rank counts (default: {RANKS}; with --plan this machine's)")
     parser.add_argument(
         "--parallelism", metavar="LIST", help=f"of {', '.join(Parallelism)} (default: all but paradigms)"
     )
@@ -57,22 +60,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split-scheme", default=config.split_scheme.value, help="row, col or alternate")
     parser.add_argument("--no-split-batch", action="store_true", help="both guidance branches on every rank")
     parser.add_argument("--model", default="sdxl", help="sdxl, sd15 or a diffusers model folder (default: %(default)s)")
-    parser.add_argument("--dtype", default=DTYPES[0], help=f"{' or '.join(DTYPES)} (default: %(default)s)")
+    parser.add_argument("--dtype", help=f"{' or '.join(DTYPES)} (default: {DTYPES[0]}; with --plan the device's)")
     parser.add_argument("--tflops", type=float, metavar="T", help="10^12 FLOP/s that a device sustains")
     parser.add_argument("--gbps", type=float, metavar="G", help="Gbit/s of a device's link, in each direction")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--plan", action="store_true", help="say what Auto would choose here; measures the devices")
+    parser.add_argument("--check-published", action="store_true", help="compare predictions with the paper's latencies")
 
 
 def run(words: argparse.Namespace) -> None:
     """Check, count, print. Raises ValueError for what makes no sense."""
-    ranks = rank_counts(words.ranks)
+    if words.json is not None:
+        check_target(words.json, "profile.json")
+    if words.check_published:
+        plan.published(words.json)
+        return
+    ranks = rank_counts(words.ranks or RANKS) if not words.plan else []
     machine = _machine(words.tflops, words.gbps)
     if words.warmup_steps == AUTO:
         raise ValueError("how long a warm-up of 'auto' takes depends on the picture; give --warmup-steps a number")
-    if words.dtype not in DTYPES:
+    if words.dtype not in (None, *DTYPES):
         raise ValueError(f"unknown dtype {words.dtype!r}; choose one of: {', '.join(DTYPES)}")
-    if words.json is not None:
-        check_target(words.json, "profile.json")
     request = GenerationRequest(
         prompt="-",
         height=words.height,
@@ -87,8 +95,12 @@ def run(words: argparse.Namespace) -> None:
         split_scheme=words.split_scheme,
         split_batch=not words.no_split_batch,
     )
+    if words.plan:
+        plan.run(request, config, words)
+        return
     methods = None if words.parallelism is None else choices("parallelism", words.parallelism, Parallelism)
-    report = measure(request, config, methods, ranks, model=words.model, dtype=words.dtype, machine=machine)
+    dtype = words.dtype or DTYPES[0]
+    report = measure(request, config, methods, ranks, model=words.model, dtype=dtype, machine=machine)
     if words.json is not None:
         write_json(report, words.json)
     print(table(report))
@@ -102,7 +114,7 @@ def measure(
     *,
     model: str,
     dtype: str,
-    machine: Machine | None,
+    machine: Rates | None,
 ) -> dict[str, Any]:
     """The figures of every method (None: all that can be counted) on every number of ranks, as they go into JSON.
 
@@ -162,7 +174,7 @@ def measure(
     }
 
 
-def _row(one: Profile, machine: Machine | None) -> dict[str, Any]:
+def _row(one: Profile, machine: Rates | None) -> dict[str, Any]:
     """One line of the table. MACs are the busiest rank's, messages those of the rank that gets most."""
     loudest = one.loudest
     row: dict[str, Any] = {
@@ -181,9 +193,7 @@ def _row(one: Profile, machine: Machine | None) -> dict[str, Any]:
         "unlike_ranks": [_rank(cost) for cost in one.costs],
     }
     if machine is not None:
-        from distri_engine.evaluation.latency import picture_seconds
-
-        row["seconds"] = picture_seconds(one, flops=machine.tflops * 1e12, bandwidth=machine.gbps * 1e9 / 8)
+        row["seconds"] = picture_seconds(one, Machine(flops=machine.tflops * 1e12, bandwidth=machine.gbps * 1e9 / 8))
     return row
 
 
@@ -212,7 +222,7 @@ def _rank(cost: RankCost) -> dict[str, Any]:
     }
 
 
-def _machine(tflops: float | None, gbps: float | None) -> Machine | None:
+def _machine(tflops: float | None, gbps: float | None) -> Rates | None:
     if tflops is None and gbps is None:
         return None
     if tflops is None or gbps is None:
@@ -220,4 +230,4 @@ def _machine(tflops: float | None, gbps: float | None) -> Machine | None:
     for name, value in (("tflops", tflops), ("gbps", gbps)):
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} {value:g} is not a positive number; give what the machine sustains")
-    return Machine(tflops, gbps)
+    return Rates(tflops, gbps)

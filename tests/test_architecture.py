@@ -48,9 +48,12 @@ TORCH_FREE = (
     "distri_engine.bands",
     "distri_engine.config",
     "distri_engine.evaluation.coco",
+    "distri_engine.evaluation.experience",
+    "distri_engine.evaluation.planner",
     "distri_engine.request",
     "distri_engine.telemetry",
     "launcher.__main__",
+    "launcher.auto",
     "launcher.client",
     "launcher.schema",
 )

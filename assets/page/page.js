@@ -195,6 +195,10 @@
       });
     },
 
+    why(root, value) {
+      set(root.querySelector(".df-why"), value.text || "");
+    },
+
     links(root, value) {
       const download = root.querySelector(".df-download");
       download.setAttribute("aria-disabled", String(!value.path));

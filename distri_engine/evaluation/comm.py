@@ -30,9 +30,15 @@ class Traffic:
     elements: int = 0  # received
     received: int = 0  # bytes
     sent: int = 0  # bytes; what goes to three peers counts three times
+    messages: int = 0  # exchanges with all peers at once; in stale steps several of them travel as one
 
     def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(self.elements + other.elements, self.received + other.received, self.sent + other.sent)
+        return Traffic(
+            self.elements + other.elements,
+            self.received + other.received,
+            self.sent + other.sent,
+            self.messages + other.messages,
+        )
 
     @property
     def link(self) -> int:
@@ -61,6 +67,7 @@ class CountingMesh(Mesh):
             elements=sum(tensor.numel() for tensor in into),
             received=sum(tensor.nbytes for tensor in into),
             sent=sum(tensor.nbytes for tensor in out),
+            messages=int(bool(into or out)),
         )
         return Pending([], self.meter)
 
@@ -102,4 +109,4 @@ class CountingExchange(Exchange):
         size = parcel.dtype.itemsize
         elements = sum(prod(shape) for _, shape in parcel.into)
         sent = sum(len(peers) * prod(shape) for peers, shape in parcel.out)
-        ledger[SLOT_KINDS[type(parcel.slot)]] += Traffic(elements, elements * size, sent * size)
+        ledger[SLOT_KINDS[type(parcel.slot)]] += Traffic(elements, elements * size, sent * size, messages=1)

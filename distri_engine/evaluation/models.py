@@ -39,12 +39,16 @@ def unet_config(model: str) -> dict[str, Any]:
 
 def unet_on_meta(model: str, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet of `model` without weights. Raises ValueError if its settings cannot be read or make no UNet."""
-    config = unet_config(model)
+    return unet_of(unet_config(model), dtype, name=model)
+
+
+def unet_of(config: dict[str, Any], dtype: torch.dtype, *, name: str) -> UNet2DConditionModel:
+    """A UNet of these settings, those of model `name`, without weights. Raises ValueError if they make none."""
     try:
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(config)
     except Exception as error:  # diffusers checks little of what a file says before it computes with it
-        raise ValueError(f"the unet/config.json of {model} makes no UNet: {error}; fetch it again") from None
+        raise ValueError(f"the unet/config.json of {name} makes no UNet: {error}; fetch it again") from None
     return nn.Module.to(unet, dtype).eval()  # diffusers' own `to` prints advice about loading
 
 

@@ -1,5 +1,5 @@
 """What one picture costs each device: the engine itself runs, on the meta device and a mesh that counts, rank by rank.
-Of steps that are alike, and of ranks that are alike, one is run. What the figures mean in seconds is latency.py's
+Of steps that are alike, and of ranks that are alike, one is run. What the figures mean in seconds is machine.py's
 business.
 """
 
@@ -16,8 +16,9 @@ from diffusers import UNet2DConditionModel
 from distri_engine.bands import Box
 from distri_engine.config import DistriConfig
 from distri_engine.evaluation.comm import KINDS, CountingExchange, CountingMesh, Traffic
-from distri_engine.evaluation.macs import macs_of
+from distri_engine.evaluation.machine import Work
 from distri_engine.evaluation.models import unet_inputs
+from distri_engine.evaluation.work import work_of
 from distri_engine.methods import METHODS, Method
 from distri_engine.step import Phase, Step, StepClock
 from distri_engine.unet import ParallelUNet
@@ -30,6 +31,8 @@ class StepCost:
     times: int  # steps of the picture that are like this one
     phase: Phase
     macs: int
+    moved: int  # bytes that operations other than matrix products read and write
+    operations: int
     waited: Mapping[str, Traffic]  # by kind: a layer, or the step's end, waits for it
     overlapped: Mapping[str, Traffic]  # by kind: under way while layers compute
 
@@ -44,6 +47,20 @@ class StepCost:
     def total(self) -> Traffic:
         """Of all kinds."""
         return sum(self.traffic.values(), Traffic())
+
+    @property
+    def work(self) -> Work:
+        """All of it in sums, for predictions."""
+        waited, posted = (sum(kinds.values(), Traffic()) for kinds in (self.waited, self.overlapped))
+        return Work(
+            macs=self.macs,
+            moved=self.moved,
+            operations=self.operations,
+            waits=waited.messages,
+            waited=waited.link,
+            posts=posted.messages,
+            posted=posted.link,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,21 +157,25 @@ class CountedUNet(ParallelUNet):
         alike = self._alike(steps, (int(sample.shape[2]), int(sample.shape[3])))
         costs = []
         for index in range(steps):
-            if index not in alike:
+            if index in alike:
+                costs.append(self.counted(inputs, alike[index]))
+            else:
                 self.clock.tick()
-                continue
-            self.mesh.reset()
-            macs = macs_of(lambda: self(**inputs))
-            costs.append(
-                StepCost(
-                    times=alike[index],
-                    phase=self.clock.step.phase,
-                    macs=macs,
-                    waited=dict(self.mesh.waited),
-                    overlapped=dict(self.mesh.overlapped),
-                )
-            )
         return RankCost(rank=self.mesh.rank, steps=tuple(costs), buffers=self._exchange.buffer_bytes())
+
+    def counted(self, inputs: dict[str, Any], times: int = 1) -> StepCost:
+        """Run the next step and count it."""
+        self.mesh.reset()
+        work = work_of(lambda: self(**inputs))
+        return StepCost(
+            times=times,
+            phase=self.clock.step.phase,
+            macs=work.macs,
+            moved=work.moved,
+            operations=work.operations,
+            waited=dict(self.mesh.waited),
+            overlapped=dict(self.mesh.overlapped),
+        )
 
     def _alike(self, steps: int, size: tuple[int, int]) -> dict[int, int]:
         """Last step of each kind -> how many there are. The last synchronous step is one: it plans the stale ones."""

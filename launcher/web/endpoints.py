@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from distri_engine.config import DistriConfig, Parallelism
+from distri_engine.config import DistriConfig, Parallelism, check_choice
 from distri_engine.request import GenerationRequest
+from launcher.auto import Auto, Wish
 from launcher.client import Client
 from launcher.web import cards, settings
 from launcher.web.header import mood
@@ -22,27 +23,31 @@ Files = tuple[Answer | None, ...]
 METHODS = ("patch", "naive_patch", "single")  # the order in which /compare makes them
 
 
-def generate(client: Client, values: Mapping[str, Any]) -> Iterator[tuple[Answer | None, Answer]]:
+def generate(client: Client, auto: Auto, values: Mapping[str, Any]) -> Iterator[tuple[Answer | None, Answer]]:
     """Progress while the picture is made, then (picture file, report). Closing the generator cancels the picture."""
-    request, config = parameters(values)
-    for take, progress in _make(client, request, config, comparison=""):
+    request, config, plan = parameters(client, auto, values, comparing=False)
+    for take, progress in _make(client, request, config, comparison="", plan=plan):
         yield (_file(take), take.report) if take else (None, progress)
 
 
-def compare(client: Client, values: Mapping[str, Any]) -> Iterator[Files]:
+def compare(client: Client, auto: Auto, values: Mapping[str, Any]) -> Iterator[Files]:
     """Progress, with each picture as soon as it is there; last (one device, naive, DistriFusion, report)."""
-    chosen = settings.split_batch(values.get("split_batch"), client.status().ranks)
-    request, config = parameters({**values, "split_batch": chosen})
-    if config.parallelism != Parallelism.PATCH:
-        raise ValueError(
-            f"compare always makes single, naive_patch and patch; it does not take parallelism '{config.parallelism}', "
-            "leave it at 'patch'"
-        )
+    if values["parallelism"] != "auto":
+        ranks = values.get("ranks") or client.status().ranks
+        values = {**values, "split_batch": settings.split_batch(values.get("split_batch"), ranks)}
+        if check_choice("parallelism", values["parallelism"], Parallelism) is not Parallelism.PATCH:
+            raise ValueError(
+                "compare always makes single, naive_patch and patch; it does not take parallelism "
+                f"'{values['parallelism']}', leave it at 'auto'"
+            )
+    request, config, plan = parameters(client, auto, values, comparing=True)
     request = request.replace(seed=secrets.randbelow(2**32) if request.seed is None else request.seed)
     takes: dict[str, Take] = {}
     comparison = secrets.token_hex(8)
     for method in METHODS:
-        for take, progress in _make(client, request, config.replace(parallelism=method), comparison=comparison):
+        one = config.replace(parallelism=method)
+        why = plan if method == Parallelism.PATCH else None
+        for take, progress in _make(client, request, one, comparison=comparison, plan=why):
             if take:
                 takes[method] = take
             yield (*_files(takes), progress | {"method": method})
@@ -72,17 +77,33 @@ def comparison_report(takes: Mapping[str, Take]) -> Answer:
     return report
 
 
-def parameters(values: Mapping[str, Any]) -> tuple[GenerationRequest, DistriConfig]:
-    """The request and the config that flat parameters describe. Raises ValueError."""
+def parameters(
+    client: Client, auto: Auto, values: Mapping[str, Any], *, comparing: bool
+) -> tuple[GenerationRequest, DistriConfig, Answer | None]:
+    """The request and the config that flat parameters describe, and why, where they leave that to `auto`.
+
+    Raises ValueError.
+    """
     requested = {field.name: values[field.name] for field in fields(GenerationRequest) if field.name in values}
     names = {field.name for field in fields(DistriConfig)} - {"height", "width"}
-    return GenerationRequest(**requested), DistriConfig(**{name: values[name] for name in names if name in values})
+    given = {name: values[name] for name in names if name in values}
+    split = given.get("split_batch")
+    if split is None:
+        given.pop("split_batch", None)
+    if given.get("mode") == "auto":
+        given["mode"] = settings.best_mode(client.status())
+    request = GenerationRequest(**requested)
+    if given.get("parallelism") != "auto":
+        return request, DistriConfig(**given), None
+    config = DistriConfig(**{**given, "parallelism": Parallelism.PATCH})
+    choice = auto(request, config, Wish(split_batch=split, comparing=comparing))
+    return request, choice.config, choice.plan
 
 
 def _make(
-    client: Client, request: GenerationRequest, config: DistriConfig, *, comparison: str
+    client: Client, request: GenerationRequest, config: DistriConfig, *, comparison: str, plan: Answer | None
 ) -> Iterator[tuple[Take | None, Answer]]:
-    id = client.submit(request, config, comparison=comparison)
+    id = client.submit(request, config, comparison=comparison, plan=plan)
     update = None
     try:
         for update in client.updates(id):

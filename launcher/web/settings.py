@@ -5,13 +5,19 @@ requests and configs and back. Reading and writing the components is app.py's bu
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from distri_engine.bands import check_bands
 from distri_engine.config import AUTO, DistriConfig, Parallelism, SplitScheme, SyncMode
 from distri_engine.request import MAX_SEED, GenerationRequest, Scheduler
+from launcher.auto import MANY, Choice, Wish, simple
+from launcher.options import MAX_RANKS
 from launcher.schema import ModelInfo, Status
+
+Chooser = Callable[[GenerationRequest, DistriConfig, Wish], Choice]
 
 RUNS = {"DistriFusion": (), "+ Naive": ("naive_patch",), "+ Naive + 1 device": ("naive_patch", "single")}
 METHODS = (
@@ -34,7 +40,8 @@ DEFAULTS: dict[str, Any] = {
     "seed": 42,  # shown until a random one is drawn
     "random_seed": True,
     "scheduler": Scheduler.DDIM.value,
-    "parallelism": Parallelism.PATCH.value,
+    "parallelism": "auto",
+    "ranks": "auto",
     "mode": "auto",
     "warmup_steps": 4,
     "auto_warmup": False,
@@ -45,7 +52,7 @@ WHOLE_NUMBERS = ("width", "height", "steps", "seed", "warmup_steps")
 CHOICES = {
     "run": tuple(RUNS),
     "scheduler": tuple(member.value for member in Scheduler),
-    "parallelism": tuple(method.value for method in METHODS),
+    "parallelism": ("auto", *(method.value for method in METHODS)),
     "mode": ("auto", *(member.value for member in SyncMode)),
     "split_scheme": tuple(member.value for member in SplitScheme),
     "split_batch": tuple(SPLIT_BATCH),
@@ -58,6 +65,7 @@ LABELS = {
     "guidance_scale": "Guidance",
     "scheduler": "Scheduler",
     "parallelism": "Method",
+    "ranks": "Devices",
     "mode": "Synchronisation",
     "warmup_steps": "Warm-up steps",
     "auto_warmup": "End the warm-up by itself",
@@ -73,12 +81,13 @@ INFO = {
     "steps": "More: finer, slower.",
     "guidance_scale": "Strength of the prompt.",
     "scheduler": "The sampler that walks from noise to picture.",
-    "parallelism": "Which system makes the first picture.",
+    "parallelism": "Which system makes the first picture; auto: the fastest, and patches where they are compared.",
+    "ranks": "How many share it; auto: all, or with method Auto as many as are fastest.",
     "mode": "What may be one step old after warm-up; auto: what was measured best for this model.",
     "warmup_steps": "Fully synchronous steps at the start; more are closer to one device, and slower.",
     "auto_warmup": "After the first step in which the activations hardly changed.",
     "split_scheme": "Rows, columns, or both in turn.",
-    "split_batch": "Half of the devices take each guidance branch; auto: from 4 devices up.",
+    "split_batch": "Half of the devices take each guidance branch; auto: from 4 devices up, or as method Auto decides.",
 }
 WORDS = {
     "ddim": "DDIM",
@@ -146,8 +155,17 @@ def ratio_of(width: int | None, height: int | None, model: ModelInfo) -> str | N
     return next((ratio for ratio in RATIOS if size_of(ratio, model) == (width, height)), None)
 
 
-def plan(values: Mapping[str, Any], status: Status) -> tuple[GenerationRequest, list[DistriConfig]]:
-    """One request and the configs to run it with, the main method first. ValueError says what is wrong."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the controls ask for."""
+
+    request: GenerationRequest
+    configs: list[DistriConfig]  # to make it with, the main method first
+    plan: dict[str, Any] | None  # why the first is as it is, if Auto chose it
+
+
+def plan(values: Mapping[str, Any], status: Status, auto: Chooser | None = None) -> Run:
+    """The run that the controls ask for; `auto` chooses what they leave to it. ValueError says what is wrong."""
     seed = None if values["random_seed"] else values["seed"]
     request = GenerationRequest(
         prompt=values["prompt"] or "",
@@ -159,20 +177,34 @@ def plan(values: Mapping[str, Any], status: Status) -> tuple[GenerationRequest, 
         seed=secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
         scheduler=values["scheduler"],
     )
+    ranks = None if values["ranks"] == "auto" else int(values["ranks"])
+    left_to_auto = values["parallelism"] == "auto"
     config = DistriConfig(
-        parallelism=values["parallelism"],
+        parallelism=Parallelism.PATCH if left_to_auto else values["parallelism"],
+        ranks=ranks,
         mode=best_mode(status) if values["mode"] == "auto" else values["mode"],
         warmup_steps=AUTO if values["auto_warmup"] else values["warmup_steps"],
         split_scheme=values["split_scheme"],
-        split_batch=split_batch(SPLIT_BATCH[values["split_batch"]], status.ranks),
+        split_batch=split_batch(SPLIT_BATCH[values["split_batch"]], ranks or status.ranks),
     )
+    if status.ranks == 1:  # one device has nobody to share with: one picture, made alone
+        config = config.replace(parallelism="single", ranks=None)
+        return Run(request=request, configs=[config], plan=None)
+    why = None
+    if left_to_auto:
+        wish = Wish(split_batch=SPLIT_BATCH[values["split_batch"]], comparing=bool(RUNS[values["run"]]))
+        choice = (auto or partial(simple, status=status))(request, config, wish)
+        config, why = choice.config, choice.plan
     others = [method for method in RUNS[values["run"]] if method != config.parallelism]
     configs = [config] + [config.replace(parallelism=method) for method in others]
-    if status.ranks == 1:  # one device has nobody to share with: one picture, made alone
-        configs = [config.replace(parallelism="single")]
     for each in configs:  # refuse before the first of them starts, not after
         check_bands(request, each, status.ranks)
-    return request, configs
+    return Run(request=request, configs=configs, plan=why)
+
+
+def rank_choices(ranks: int) -> tuple[str, ...]:
+    """How many devices can be chosen in a group of `ranks`."""
+    return ("auto", *map(str, range(1, ranks + 1)))
 
 
 def best_mode(status: Status) -> SyncMode:
@@ -184,13 +216,14 @@ def split_batch(chosen: bool | None, ranks: int) -> bool:
     """Whether guidance branches are spread over ranks. Unless chosen: from 4 ranks up, because on 2 the branches
     alone would occupy both and no patch would be cut.
     """
-    return ranks >= 4 if chosen is None else chosen
+    return ranks >= MANY if chosen is None else chosen
 
 
 def of_picture(request: Mapping[str, Any], config: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
     """The values of the controls that make a finished picture again; `methods` are those it was compared with."""
     values = {name: request[name] for name in DEFAULTS if name in request}
     values |= {name: config[name] for name in CHOICES if name in config and config[name] in CHOICES[name]}
+    values["ranks"] = str(config.get("ranks") or "auto")
     warmup = config.get("warmup_steps", DEFAULTS["warmup_steps"])
     values["auto_warmup"] = warmup == AUTO
     values["warmup_steps"] = DEFAULTS["warmup_steps"] if warmup == AUTO else warmup
@@ -201,8 +234,9 @@ def of_picture(request: Mapping[str, Any], config: Mapping[str, Any], methods: S
     return values | {"random_seed": False}
 
 
-def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """The control values in a link's query, and a sentence for each that cannot be used."""
+def from_link(query: Mapping[str, str], ranks: int = MAX_RANKS) -> tuple[dict[str, Any], list[str]]:
+    """The control values in a link's query, for a group of `ranks`, and a sentence for each that cannot be used."""
+    choices = {**CHOICES, "ranks": rank_choices(ranks)}
     values: dict[str, Any] = {}
     complaints: list[str] = []
     for name, text in query.items():
@@ -215,7 +249,7 @@ def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
                 values[name] = float(text)
             elif name == "auto_warmup":
                 values[name] = {"True": True, "False": False}[text]
-            elif name in CHOICES and text not in CHOICES[name]:
+            elif name in choices and text not in choices[name]:
                 raise ValueError
             else:
                 values[name] = text

@@ -84,6 +84,8 @@ GALLERY = """
 
 CHIPS = """<div class="df-chips" aria-label="Example prompts"></div>"""
 
+WHY = """<p class="df-why" role="status"></p>"""
+
 LINKS = """
 <div class="df-links"><a class="df-button df-download" download aria-disabled="true">Download PNG</a>
 <button type="button" class="df-button df-copy">Copy link</button></div>"""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from launcher.auto import Auto
 from launcher.client import Client
 from launcher.journal import REMEMBERED
 from launcher.schema import Record, Refused, Update
@@ -18,6 +19,7 @@ from launcher.web.take import Take, by_method
 
 Frame = dict[str, Any]
 GRACE_S = 15.0  # a page that reloads is back within this time; after it, baselines nobody watches are dropped
+WAITING: Frame = {"text": "Auto chooses method and devices by what they took, or are expected to take."}
 NO_RUN: Frame = {"ids": [], "busy": False, "takes": {}}
 VIEWS = {"Slider": "slider", "Side by side": "sides", "Difference": "difference"}
 
@@ -30,19 +32,22 @@ class Visits:
     """The events of every visitor. What a visitor has on the page travels in `run` (the
     current run) and `browser` (who this is), not in here."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, auto: Auto | None = None) -> None:
         self.client = client
+        self.auto = auto or Auto(client)
         self._watchers: Counter[str] = Counter()
 
     # --- a run: one picture, or the same picture by two or three methods
 
     def start(self, browser: Frame, values: Mapping[str, Any]) -> Frame:
         """Submit the pictures that the controls ask for. Raises ValueError or Refused, and nothing is started then."""
-        request, configs = settings.plan(values, self.client.status())
+        planned = settings.plan(values, self.client.status(), self.auto)
+        request, configs = planned.request, planned.configs
         visitor, comparison, ids = _visitor(browser), secrets.token_hex(8), list[str]()
         try:
             for config in configs:
-                ids.append(self.client.submit(request, config, visitor=visitor, comparison=comparison))
+                plan = planned.plan if not ids else None
+                ids.append(self.client.submit(request, config, visitor=visitor, comparison=comparison, plan=plan))
         except (ValueError, Refused):
             for id in ids:
                 self.client.cancel(id)
@@ -52,6 +57,7 @@ class Visits:
             "current": run,
             "browser": {"visitor": visitor, "ids": ids},
             "seed": request.seed,
+            "why": why(planned.plan),
             **buttons("starting"),
             **tools(usable=False),
         }
@@ -129,6 +135,7 @@ class Visits:
             "top": header.header(self.client.status()),
             "cards": results,
             "links": links(takes),
+            "why": why(next((take.report.get("plan") for take in takes.values()), None)),
             **buttons("idle"),
         }
         if last and last.lanes:
@@ -174,8 +181,8 @@ class Visits:
         running, records = self.client.running(visitor=visitor), self.client.history(visitor=visitor, limit=100)
         known = {*running, *(record.id for record in records)}
         ids = [id for id in browser.get("ids") or [] if id in known]
-        values, complaints = settings.from_link(query)
         status = self.client.status()
+        values, complaints = settings.from_link(query, status.ranks)
         frame: Frame = {
             "browser": {"visitor": visitor, "ids": ids},
             "current": NO_RUN,
@@ -184,6 +191,7 @@ class Visits:
             "lanes": lanes.resting(status),
             "cards": cards.cards({}),
             "gallery": self._gallery(visitor),
+            "why": WAITING if status.ranks > 1 else {},
             **self._readiness(header.mood(status)),
             "aspect": "1:1",
             **self.resize("1:1"),
@@ -216,7 +224,10 @@ class Visits:
 
     def _fill(self, values: Mapping[str, Any]) -> Frame:
         frame: Frame = dict(values)
-        model = self.client.status().model
+        status = self.client.status()
+        model = status.model
+        if frame.get("ranks", "auto") not in settings.rank_choices(status.ranks):  # made by a larger group
+            frame["ranks"] = "auto"
         if model and ("width" in values or "height" in values):
             frame["aspect"] = settings.ratio_of(values.get("width"), values.get("height"), model)
         return frame
@@ -307,6 +318,11 @@ def buttons(state: str) -> Frame:
         "generate": Props(value="Waiting…" if waiting else "Generating…", interactive=False),
         "stop": Props(value="Leave" if waiting else "Stop", interactive=True),
     }
+
+
+def why(plan: Mapping[str, Any] | None) -> Frame:
+    """The line that says why the picture is made as it is; empty if somebody chose."""
+    return {"text": str((plan or {}).get("sentence", ""))}
 
 
 def links(takes: Mapping[str, Take]) -> Frame:

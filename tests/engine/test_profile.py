@@ -11,7 +11,7 @@ from torch import nn
 
 from distri_engine.config import DistriConfig, Parallelism
 from distri_engine.evaluation.comm import CountingMesh, Traffic
-from distri_engine.evaluation.latency import picture_seconds
+from distri_engine.evaluation.machine import Machine, picture_seconds
 from distri_engine.evaluation.models import unet_inputs, unet_on_meta
 from distri_engine.evaluation.profile import CountedUNet, Profile, RankCost, StepCost, profile
 from distri_engine.step import Phase
@@ -177,6 +177,8 @@ def test_seconds_by_hand() -> None:
             times=times,
             phase=phase,
             macs=macs,
+            moved=10**9,
+            operations=10**9,
             waited={"gather": Traffic(received=waited, sent=1), "output": Traffic(received=5, sent=9)},
             overlapped={"gather": Traffic(received=1, sent=overlapped)},
         )
@@ -187,4 +189,4 @@ def test_seconds_by_hand() -> None:
     )
     made = Profile(config=DistriConfig(), ranks=2, branches=1, costs=ranks, weights=0)
     # 10 FLOP/s, 10 bytes/s: warm-up 2 * 90 / 10 + 35 / 10, computed; stale 400 / 10 under way, then 10 / 10.
-    assert picture_seconds(made, flops=10, bandwidth=10) == pytest.approx(2 * (18 + 3.5) + 3 * (40 + 1.0))
+    assert picture_seconds(made, Machine(flops=10, bandwidth=10)) == pytest.approx(2 * (18 + 3.5) + 3 * (40 + 1.0))

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from distri_engine import DistriConfig
-from distri_engine.evaluation.macs import macs_of
 from distri_engine.evaluation.models import unet_inputs, unet_on_meta
 from distri_engine.evaluation.profile import profile
 from distri_engine.evaluation.share import fill, real_inputs, share_of_step
@@ -20,7 +19,7 @@ def test_a_share_takes_the_macs_that_profile_counts(ranks: int, split: bool) -> 
     unet = unet_on_meta(str(DEMO_MODEL), torch.float32)  # where attention is counted, too
     step = share_of_step(unet, config, ranks, unet_inputs(unet, 2, 32, 32), guided=True)
     counted = profile(unet, config, ranks, size=(32, 32), steps=3, guided=True)
-    assert macs_of(step) == counted.busiest.steps[-1].macs
+    assert work_of(step).macs == counted.busiest.steps[-1].macs
 
 
 def test_a_share_with_random_weights() -> None:

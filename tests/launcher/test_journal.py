@@ -46,6 +46,15 @@ def test_history_survives_a_restart(tmp_path: Path) -> None:
     assert [(one.id, one.attempts) for one in again.recover()] == [("c", 1)]
 
 
+def test_why_a_picture_is_made_as_it_is_survives_a_restart(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    one = job("a")
+    one.plan = {"sentence": "Auto: because.", "candidates": []}
+    journal.accepted(one)
+    journal.accepted(job("b"))
+    assert [each.plan for each in reopened(journal).recover()] == [one.plan, None]
+
+
 def journal_job(journal: Journal, req: str) -> Job:
     return next(one for one in journal.recover() if one.id == req)
 

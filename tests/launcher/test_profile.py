@@ -30,6 +30,9 @@ from launcher.model import DEMO_MODEL
         (["--dtype", "int8"], "unknown dtype 'int8'; choose one of: float16, float32"),
         (["--tflops", "100"], "--tflops and --gbps are needed both"),
         (["--tflops", "100", "--gbps", "nan"], "gbps nan is not a positive number"),
+        (["--plan", "--ranks", "1,2"], "with --plan, ranks '1,2' is not one number: that of the devices there are"),
+        (["--plan", "--ranks", "65", "--tflops", "1", "--gbps", "1"], "65 ranks are out of range"),
+        (["--plan", "--width", "1000", "--tflops", "1", "--gbps", "1"], "width 1000 is not a multiple of 32"),
         (["--json", "/no/such/folder/x.json"], "the folder /no/such/folder does not exist"),
         (
             ["--model", "/no/such/folder"],
@@ -95,3 +98,39 @@ def test_table_and_json_of_a_model_folder(capsys: pytest.CaptureFixture[str], tm
     for kind, factor in (("gather", 2), ("halo", 2), ("stats", 1)):
         assert twice["buffer_bytes"][kind] == factor * patch["buffer_bytes"][kind]
     assert twice["seconds"] is None
+
+
+def test_plan_is_one_sentence_and_says_what_it_rests_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    words = ["--plan", "--tflops", "166", "--gbps", "384", "--height", "1024", "--width", "1024", "--json", str(file)]
+    main(["profile", *words, "--ranks", "8"])
+    sentence, *machine = capsys.readouterr().out.splitlines()
+    assert sentence == (
+        "Using patches and guidance split on 8 of 8 devices, 1.74 s: 3.0x faster than one device is expected at "
+        "1024 x 1024."
+    )
+    assert machine == [
+        "Given: 166 TFLOP/s, 384 Gbit/s between devices.",
+        "Assumed, an A100's: 1550 GB/s of memory, 4.6 us an operation, 23 us a message.",
+    ]
+    report = json.loads(file.read_text())
+    assert report["sentence"] == sentence
+    first, *others = report["candidates"]
+    assert first | {"seconds": 0} == {
+        "parallelism": "patch", "ranks": 8, "split_batch": True, "seconds": 0, "measured": 0,
+    }  # fmt: skip
+    assert first["seconds"] == pytest.approx(1.744, abs=1e-3)
+    assert len(others) == 1 + 10 + 10  # tensor parallelism on 2 devices with guidance split is no other way
+    main(["profile", "--plan", "--tflops", "166", "--gbps", "6", "--ranks", "8"])  # links of an eighth of a GB/s
+    assert "Using guidance split over 2 of 8 devices, 2.8" in capsys.readouterr().out
+
+
+def test_published_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    main(["profile", "--check-published", "--json", str(file)])
+    lines = capsys.readouterr().out.splitlines()
+    cells = json.loads(file.read_text())["cells"]
+    assert len(cells) == 21
+    rows = [line for line in lines if line.endswith("%")]
+    assert [line.split()[0] for line in rows] == [cell["system"] for cell in cells]
+    assert rows[0].split() == ["original", "1", "1024", "5.02", "5.28", "+5.1%"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.support.fake_client import FakeClient
+from tests.support.fake_client import KNOWN, FakeClient
 from tests.support.processes import until
 
 
@@ -33,7 +33,7 @@ def test_exactly_three_names(page_server: tuple[str, FakeClient]) -> None:
 @pytest.mark.parametrize(
     ("name", "last"),
     [
-        ("/generate", [("split_batch", True), ("picard_window", None), ("picard_tolerance", 0.1)]),
+        ("/generate", [("split_batch", None), ("picard_window", None), ("picard_tolerance", 0.1)]),
         ("/compare", [("split_batch", None)]),
     ],
 )
@@ -52,7 +52,8 @@ def test_parameters_and_their_defaults(
         ("guidance_scale", 5.0),
         ("seed", None),
         ("scheduler", "ddim"),
-        ("parallelism", "patch"),
+        ("parallelism", "auto"),
+        ("ranks", None),
         ("mode", "corrected_async_gn"),
         ("warmup_steps", 4),
         ("warmup_threshold", 0.1),
@@ -92,7 +93,36 @@ def test_generate_streams_and_ends_with_picture_and_report(caller: Any, fake: Fa
     assert Image.open(_path(picture)).size == (256, 256)
     assert (report["request"]["seed"], report["request"]["steps"], report["ranks"]) == (5, 12, 2)
     assert set(report["seconds"]) >= {"text", "denoise", "decode", "total"}
-    assert fake.submitted[0][1].split_batch  # the default of the command line
+    config = fake.submitted[0][1]
+    assert (config.parallelism, config.split_batch) == ("patch", False)  # Auto, before it knows anything
+    assert report["plan"] == {
+        "sentence": "Auto: patches on 2 of 2 ranks, until it is known what this model costs here.",
+        "candidates": [],
+    }
+
+
+def test_method_and_ranks_of_the_callers_own(caller: Any, fake: FakeClient) -> None:
+    how = {"parallelism": "patch", "ranks": 1, "mode": "auto"}
+    _, report = caller.predict("a red house", steps=5, api_name="/generate", **how)
+    (_, config), *_ = fake.submitted
+    assert (config.parallelism, config.ranks, config.split_batch, config.mode) == ("patch", 1, True, "extrapolated")
+    assert "plan" not in report
+
+
+def test_auto_chooses_and_says_why(caller: Any, fake: FakeClient) -> None:
+    fake.known = KNOWN
+    _, report = caller.predict("a red house", steps=5, api_name="/generate")
+    (_, config), *_ = fake.submitted
+    assert (config.parallelism, config.split_batch) == ("patch", True)
+    assert report["plan"]["sentence"].startswith("Auto: guidance split over 2 of 2 ranks; ")
+    assert [set(one) for one in report["plan"]["candidates"]] == [
+        {"parallelism", "ranks", "split_batch", "seconds", "measured"}
+    ] * 4
+    *_, report = caller.predict("a red house", steps=5, api_name="/compare")
+    first = fake.submitted[1][1]
+    assert (first.parallelism, first.split_batch) == ("patch", False)  # patches are what is compared
+    assert report["patch"]["plan"]["sentence"].startswith("Auto: patches on 2 of 2 ranks; ")
+    assert "plan" not in report["single"]
 
 
 def test_compare(caller: Any, fake: FakeClient) -> None:
@@ -107,7 +137,7 @@ def test_compare(caller: Any, fake: FakeClient) -> None:
 @pytest.mark.parametrize(
     ("parallelism", "sentence"),
     [
-        ("single", "does not take parallelism 'single', leave it at 'patch'"),
+        ("single", "does not take parallelism 'single', leave it at 'auto'"),
         ("magic", "Unknown parallelism 'magic'; choose one of"),
     ],
 )

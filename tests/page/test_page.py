@@ -44,6 +44,7 @@ def test_run_shows_every_rank_at_work(visit: Visit, fake: FakeClient) -> None:
     assert steps == sorted(steps)
     assert len(set(steps)) >= 4
     assert visitor.text(".df-lane >> nth=0").startswith("CPU rank 0")
+    assert visitor.text(".df-why").startswith("Auto: patches on 2 of 2 ranks, until it is known")
     assert "rows 128–256" in visitor.text(".df-lane >> nth=1")
     assert visitor.state() == "done"
     assert visitor.complaints == []
@@ -145,7 +146,6 @@ def test_control_enter_runs(visit: Visit) -> None:
         ("height", "1000", "Height 1000 is not a multiple of 32; nearest: 992 or 1024"),
         ("width", "0", "Width 0 is not a positive multiple of 32"),
         ("width", "-64", "Width -64 is not a positive multiple of 32"),
-        ("height", "32", "2 ranks cannot share 1 units of rows"),
     ],
 )
 def test_bad_input_is_one_sentence_and_starts_nothing(
@@ -277,12 +277,15 @@ def test_running_request_survives_a_reload(visit: Visit, fake: FakeClient) -> No
 
 def test_link(visit: Visit, fake: FakeClient) -> None:
     query = {"prompt": "from a link", "seed": "123", "steps": "7", "run": "DistriFusion", "mode": "full_sync"}
+    query |= {"parallelism": "patch", "ranks": "1"}
     visitor = visit(path="?" + urlencode(query))
     visitor.wait_prompt("from a link")
     visitor.press_generate()
     visitor.wait_idle()
     (request, config), *others = fake.submitted
     assert (request.seed, request.steps, str(config.mode), others) == (123, 7, "full_sync", [])
+    assert config.ranks == 1
+    assert visitor.text(".df-why") == ""  # there is nothing to explain
     visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
     visitor.choose("Copy link")
     visitor.page.wait_for_selector("text=Link copied")

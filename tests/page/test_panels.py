@@ -216,24 +216,49 @@ def test_gallery_groups_comparisons_and_leaves_out_lost_files(tmp_path: Path) ->
 
 def test_plan() -> None:
     values = {**settings.DEFAULTS, "prompt": "x", "random_seed": False, "seed": 9}
-    request, configs = settings.plan(values, IDLE)
-    assert request.seed == 9
-    assert [config.parallelism for config in configs] == ["patch", "naive_patch", "single"]
-    assert not any(config.split_batch for config in configs)
-    assert settings.plan(values, dataclasses.replace(IDLE, ranks=4))[1][0].split_batch
-    alone = settings.plan(values, dataclasses.replace(IDLE, ranks=1))[1]
-    assert [config.parallelism for config in alone] == ["single"]
-    first = settings.plan({**values, "parallelism": "single", "run": "+ Naive"}, IDLE)[1]
-    assert [config.parallelism for config in first] == ["single", "naive_patch"]
+    run = settings.plan(values, IDLE)
+    assert run.request.seed == 9
+    assert [config.parallelism for config in run.configs] == ["patch", "naive_patch", "single"]
+    assert not any(config.split_batch for config in run.configs)
+    assert settings.plan(values, dataclasses.replace(IDLE, ranks=4)).configs[0].split_batch
+    alone = settings.plan(values, dataclasses.replace(IDLE, ranks=1))
+    assert [config.parallelism for config in alone.configs] == ["single"]
+    assert alone.plan is None
+    first = settings.plan({**values, "parallelism": "single", "run": "+ Naive"}, IDLE)
+    assert [config.parallelism for config in first.configs] == ["single", "naive_patch"]
+    assert first.plan is None
+    with pytest.raises(ValueError, match="3 ranks are asked for and 2 are there; give a number from 1 to 2"):
+        settings.plan({**values, "ranks": "3"}, IDLE)
+    with pytest.raises(ValueError, match="2 ranks cannot share 1 units of rows"):
+        settings.plan({**values, "parallelism": "patch", "height": 32}, IDLE)
+
+
+def test_auto_before_anything_is_known() -> None:
+    values = {**settings.DEFAULTS, "prompt": "x", "run": "DistriFusion"}
+    eight = dataclasses.replace(IDLE, ranks=8)
+    for changes, words in (
+        ({}, "patches and guidance split on 8 of 8 ranks"),
+        ({"height": 96}, "patches and guidance split on 6 of 8 ranks"),  # 3 units of rows, 2 branches
+        ({"height": 96, "split_batch": "off"}, "patches on 3 of 8 ranks"),
+        ({"height": 32, "split_batch": "off"}, "1 of 8 ranks alone"),
+        ({"ranks": "5"}, "patches on 5 of 8 ranks"),
+        ({"ranks": "2"}, "patches on 2 of 8 ranks"),
+        ({"ranks": "1"}, "1 of 8 ranks alone"),
+    ):
+        run = settings.plan({**values, **changes}, eight)
+        assert run.plan == {
+            "sentence": f"Auto: {words}, until it is known what this model costs here.",
+            "candidates": [],
+        }
 
 
 def test_the_best_mode_and_a_warm_up_that_ends_by_itself() -> None:
     values = {**settings.DEFAULTS, "prompt": "x", "auto_warmup": True}
     for demo, best in ((True, "extrapolated"), (False, "corrected_async_gn")):
         status = dataclasses.replace(IDLE, model=dataclasses.replace(MODEL, demo=demo))
-        first = settings.plan(values, status)[1][0]
+        first = settings.plan(values, status).configs[0]
         assert (first.mode, first.warmup_steps) == (best, "auto")
-    assert settings.plan({**values, "mode": "no_sync"}, IDLE)[1][0].mode == "no_sync"
+    assert settings.plan({**values, "mode": "no_sync"}, IDLE).configs[0].mode == "no_sync"
 
 
 @pytest.mark.parametrize("side", ["height", "width"])
@@ -252,11 +277,17 @@ def test_settings_come_back(auto_warmup: bool) -> None:
         "run": "+ Naive",
         "split_batch": "on",
         "scheduler": "euler",
+        "parallelism": "patch",
+        "ranks": "3",
     }
-    request, configs = settings.plan(values, IDLE)
-    parallelisms = [str(config.parallelism) for config in configs]
-    config = {**dataclasses.asdict(configs[0]), "mode": str(configs[0].mode)}
-    assert settings.of_picture(dataclasses.asdict(request), config, parallelisms) == values
+    run = settings.plan(values, dataclasses.replace(IDLE, ranks=4))
+    parallelisms = [str(config.parallelism) for config in run.configs]
+    config = {**dataclasses.asdict(run.configs[0]), "mode": str(run.configs[0].mode)}
+    assert settings.of_picture(dataclasses.asdict(run.request), config, parallelisms) == values
+    chosen = settings.plan({**values, "parallelism": "auto", "ranks": "auto"}, IDLE)  # comes back as what was used
+    config = dataclasses.asdict(chosen.configs[0])
+    back = settings.of_picture(dataclasses.asdict(chosen.request), config, parallelisms)
+    assert (back["parallelism"], back["ranks"], back["split_batch"]) == ("patch", "auto", "on")
 
 
 def test_link_round_trip_and_refusals() -> None:
@@ -271,10 +302,11 @@ def test_link_round_trip_and_refusals() -> None:
     query = settings.to_link(values)
     assert query == {"prompt": "a & b", "seed": "3", "guidance_scale": "7.5", "auto_warmup": "True"}
     assert settings.from_link(query)[0] == {name: value for name, value in values.items() if name != "steps"}
-    link = {"seed": "x", "mode": "magic", "utm": "1", "random_seed": "no", "auto_warmup": "perhaps"}
-    kept, complaints = settings.from_link(link)
+    link = {"seed": "x", "mode": "magic", "utm": "1", "random_seed": "no", "auto_warmup": "perhaps", "ranks": "3"}
+    kept, complaints = settings.from_link(link, 2)
     assert kept == {}
-    assert len(complaints) == 3
+    assert len(complaints) == 4
+    assert settings.from_link({"ranks": "2", "parallelism": "auto"}, 2) == ({"ranks": "2", "parallelism": "auto"}, [])
 
 
 @pytest.mark.parametrize("ratio", list(settings.RATIOS))

@@ -50,12 +50,13 @@ def test_comparison_of_three_real_pictures(visit_real: Callable[..., Visitor]) -
     assert visitor.page.locator(".df-card[data-state=done]").count() == 3
     assert visitor.page.locator(".df-card-badge:not([hidden])").count() == 2
     assert "of one device's time" in visitor.text(".df-story")
+    assert visitor.text(".df-why").startswith("Auto: patches on 2 of 2 ranks")
     assert visitor.complaints == []
     assert visitor.strangers == []
 
 
 def test_same_seed_same_bytes(visit_real: Callable[..., Visitor]) -> None:
-    visitor = visit_real()
+    visitor = visit_real(path="?parallelism=patch")  # Auto may learn meanwhile that another method is faster
     visitor.advanced("steps", str(STEPS))
     visitor.generate("a yellow sailboat on the sea at sunset")
     visitor.wait_idle(seconds=60)

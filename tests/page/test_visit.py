@@ -12,7 +12,7 @@ import pytest
 from launcher.schema import Refused
 from launcher.web import settings, visit
 from launcher.web.visit import Visits
-from tests.support.fake_client import FakeClient
+from tests.support.fake_client import KNOWN, FakeClient
 from tests.support.processes import until
 
 WHO = {"visitor": "v", "ids": []}
@@ -130,6 +130,33 @@ def test_the_picture_that_was_asked_for_is_shown(client: FakeClient) -> None:
     *_, last = visits.follow(visits.start(WHO, chosen)["current"], WHO)
     assert last["stage"]["label"] == "Tensor parallel"
     assert list(last["current"]["takes"]) == ["tensor", "naive_patch", "single"]
+
+
+def test_auto_takes_the_fastest_and_comes_back_as_what_it_was(client: FakeClient) -> None:
+    client.known = KNOWN
+    visits = Visits(client)
+    frame = visits.start(WHO, values(run="DistriFusion"))
+    assert frame["why"]["text"].startswith("Auto: guidance split over 2 of 2 ranks; ")
+    *_, last = visits.follow(frame["current"], WHO)
+    assert last["why"] == frame["why"]
+    assert last["links"]["link"]["parallelism"] == "patch"
+    assert last["links"]["link"]["split_batch"] == "on"
+    back, _ = visits.arrive(frame["browser"], {})
+    assert (back["parallelism"], back["ranks"], back["split_batch"]) == ("patch", "auto", "on")
+    assert back["why"] == last["why"]
+    compared = visits.start(WHO, values(run="+ Naive"))
+    assert compared["why"]["text"].startswith("Auto: patches on 2 of 2 ranks; ")
+    *_, last = visits.follow(compared["current"], WHO)
+    assert client.plans[1:] == [{**client.plans[1], "sentence": compared["why"]["text"]}, None]
+    assert visits.start(WHO, values(run="DistriFusion", parallelism="patch"))["why"] == {"text": ""}
+
+
+def test_a_picture_of_a_larger_group_comes_back(client: FakeClient) -> None:
+    visits = Visits(client)
+    *_, last = visits.follow(visits.start(WHO, values(parallelism="patch", ranks="2"))["current"], WHO)
+    client.ranks = 1
+    back, _ = visits.arrive({"visitor": "v", "ids": list(last["current"]["ids"])}, {})
+    assert back["ranks"] == "auto"
 
 
 def test_page_that_lost_track_is_not_busy_for_ever(client: FakeClient) -> None:

@@ -8,6 +8,7 @@ import base64
 import dataclasses
 import io
 import itertools
+import json
 import random
 import threading
 import time
@@ -16,9 +17,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from distri_engine.bands import check_bands, cut_rows
+from distri_engine.bands import check_bands, cut_rows, used_ranks
 from distri_engine.config import DistriConfig
+from distri_engine.evaluation.costs import known_costs
+from distri_engine.evaluation.machine import Machine
 from distri_engine.request import GenerationRequest
+from launcher.measure import Survey
+from launcher.model import DEMO_MODEL
 from launcher.png import PICTURES
 from launcher.schema import Lane, ModelInfo, Record, Refused, Status, Update
 
@@ -31,6 +36,10 @@ MODEL = ModelInfo(
     max_pixels=1024 * 1024,
 )
 
+COSTS = known_costs(json.loads((DEMO_MODEL / "unet" / "config.json").read_text()), "float32")
+CPU = Machine(flops=1e11, bandwidth=7e9, memory=2e10, launch_s=8e-6, message_s=2e-5, overlap=1.0)
+KNOWN = Survey(machine=CPU, measured=("flops",), costs=COSTS)
+
 
 class FakeClient:
     """Draws one picture after the other on a thread of its own."""
@@ -42,8 +51,11 @@ class FakeClient:
         self.fault: Callable[[int], str] = lambda step: ""  # step -> "", "failed" or "lost"
         self.loading = False
         self.submitted: list[tuple[GenerationRequest, DistriConfig]] = []
+        self.known: Survey | None = None  # what Auto is told
+        self.plans: list[dict | None] = []
         self._updates: dict[str, Update] = {}
         self._owners: dict[str, tuple[str, str]] = {}
+        self._plans: dict[str, dict | None] = {}
         self._records: list[Record] = []
         self._cancelled: set[str] = set()
         self._queue: list[str] = []
@@ -61,6 +73,7 @@ class FakeClient:
         with self._changed:
             self._changed.wait_for(lambda: not self._current and not self._queue, timeout=10)
         self.fault, self.loading, self.step_seconds, self.submitted = lambda step: "", False, 0.01, []
+        self.known, self.plans = None, []
 
     def owner(self) -> str:
         """The visitor of the newest request."""
@@ -75,7 +88,13 @@ class FakeClient:
     # --- the surface that the page uses
 
     def submit(
-        self, request: GenerationRequest, config: DistriConfig, *, visitor: str = "", comparison: str = ""
+        self,
+        request: GenerationRequest,
+        config: DistriConfig,
+        *,
+        visitor: str = "",
+        comparison: str = "",
+        plan: dict | None = None,
     ) -> str:
         if self.loading:
             raise Refused("the model is still loading; try again in a moment")
@@ -84,6 +103,8 @@ class FakeClient:
         with self._changed:
             id = f"{next(self._ids):04d}-{random.getrandbits(32):08x}"
             self.submitted.append((request, config))
+            self.plans.append(plan)
+            self._plans[id] = plan
             self._owners[id] = (visitor, comparison)
             self._queue.append(id)
             self._updates[id] = Update(
@@ -136,6 +157,9 @@ class FakeClient:
     def running(self, *, visitor: str) -> list[str]:
         return [id for id, update in self._updates.items() if not update.final and self._owners[id][0] == visitor]
 
+    def survey(self) -> Survey | None:
+        return self.known
+
     def wait_ready(self, timeout: float) -> bool:
         return not self.loading
 
@@ -166,9 +190,8 @@ class FakeClient:
         time.sleep(3 * self.step_seconds)
         assert request.height
         assert request.width
-        latent = cut_rows(request.height // 8, request.width // 8, 4, self.ranks)
-        boxes = [box.pixels(8) for box in latent]
-        users = 1 if method == "single" else self.ranks
+        users = used_ranks(config, self.ranks)
+        boxes = [box.pixels(8) for box in cut_rows(request.height // 8, request.width // 8, 4, users)]
         scale = {"single": 1.9, "naive_patch": 0.93}.get(method, 1.0)
         picture = _scene(request, method, self.ranks)
         histories: list[list[tuple[float, float]]] = [[] for _ in range(self.ranks)]
@@ -261,6 +284,8 @@ class FakeClient:
             "memory_mb": [412.0] * self.ranks,
             "image": str(path),
         }
+        if self._plans[id] is not None:
+            report["plan"] = self._plans[id]
         self._finish(id, "done", "Done", picture=str(path), report=report)
 
     def _finish(
