@@ -12,27 +12,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from distri_engine.bands import check_bands
-from distri_engine.config import (
-    DistriConfig,
-    Parallelism,
-    SyncMode,
-    TextEncoderOn,
-    check_choice,
-    check_int,
-    check_size,
-)
+from distri_engine.config import DistriConfig, Parallelism, SyncMode, check_int
 from distri_engine.request import GenerationRequest
-from launcher import share
-from launcher.benchmark_crew import Crew
+from launcher import errand, share
+from launcher.benchmark_crew import BenchmarkCrew
 from launcher.benchmark_report import machine, report_rows
 from launcher.benchmark_rounds import Measuring, in_turns
 from launcher.benchmark_rows import STOCK, Row, Wish, engine_rows, stock_rows
 from launcher.benchmark_table import table
 from launcher.benchmark_worker import Loading
 from launcher.files import check_target, write_json
-from launcher.model import sizes
-from launcher.options import add_loading_options, choices, number, rank_counts, resolve, usable_cores
+from launcher.generate import fit
+from launcher.options import add_loading_options, choices, number, rank_counts, usable_cores
+from launcher.picture_options import add_request_options, request_of
 
 DESCRIPTION = """\
 How long pictures take: every way of making one that is asked for, and diffusers itself, in turns on the same machine.
@@ -49,7 +41,7 @@ SPLITS = {"on": True, "off": False}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    request, config, measuring = GenerationRequest(prompt="-"), DistriConfig(), Measuring()  # for the defaults
+    config, measuring = DistriConfig(), Measuring()  # for the defaults
     parser.description = DESCRIPTION
     parser.add_argument(
         "--parallelism", default="patch", metavar="LIST", help=f"of {', '.join(Parallelism)} (default: %(default)s)"
@@ -71,11 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--warmup-steps", default=str(config.warmup_steps), metavar="N|auto", help="of patch (default: %(default)s)"
     )
     parser.add_argument("--prompt", default=PROMPT, help="(default: %(default)s)")
-    parser.add_argument("--height", type=int, help="pixels (default: the model's size)")
-    parser.add_argument("--width", type=int, help="pixels (default: the model's size)")
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
-    parser.add_argument("--guidance-scale", type=float, default=request.guidance_scale, help="(default: %(default)s)")
-    parser.add_argument("--scheduler", default=request.scheduler.value, help="ddim, euler or dpm-solver")
+    add_request_options(parser, steps=50)
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--output-type", default="pil", help="pil, down to the PNG file (default), or latent: no VAE")
     parser.add_argument("--baseline", default=STOCK, help=f"{' or '.join(BASELINES)} (default: %(default)s)")
@@ -128,33 +116,34 @@ def plan(words: argparse.Namespace) -> Plan:
         if choice not in known:
             raise ValueError(f"unknown {name} {choice!r}; choose one of: {', '.join(known)}")
     _check_folder(words.pictures, words.output_type)
-    check_choice("text_encoder_on", words.text_encoder_on, TextEncoderOn)
     counts = None if words.ranks is None else rank_counts(words.ranks)
-    world, device, model = resolve(None if counts is None else max(counts), words.device, words.model)
+    most = None if counts is None else max(counts)
+    crew = errand.Crew.resolved(most, words.device, words.model, words.text_encoder_on)
     threads = words.threads_per_rank
-    threads = check_int("threads_per_rank", max(1, usable_cores() // world) if threads is None else threads, 1, 1024)
+    if threads is None:
+        threads = max(1, usable_cores() // crew.ranks)
+    check_int("threads_per_rank", threads, 1, 1024)
 
-    size, multiple = sizes(model)
-    request = _request(words, size, multiple)
+    request = request_of(words, prompt=words.prompt, seed=words.seed)
     wish = Wish(
         methods=choices("parallelism", words.parallelism, Parallelism),
         modes=choices("mode", words.mode, SyncMode),
         splits=_splits(words.split_batch),
-        ranks=counts or sorted({1, world}),
+        ranks=counts or sorted({1, crew.ranks}),
     )
     ours = engine_rows(wish, request, DistriConfig(warmup_steps=number(words.warmup_steps, int)), threads)
     for row in ours:
         assert row.config is not None
-        check_bands(request, row.config, world, multiple)
+        request = fit(request, row.config, crew)
     return Plan(
         rows=[*(stock_rows(threads, usable_cores()) if words.baseline == STOCK else []), *ours],
         request=request,
         measuring=measuring,
         loading=Loading(
-            model=model,
-            device=device,
+            model=crew.model,
+            device=crew.device,
+            text_encoder_on=crew.text_encoder_on,
             threads=threads,
-            text_encoder_on=words.text_encoder_on,
             decode=words.output_type != "latent",
         ),
         ranks=max(row.ranks for row in ours),
@@ -166,7 +155,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     """Start everybody, measure all rows in turns, and report. Raises ValueError or Failed if a process ends early."""
     began, load = time.monotonic(), os.getloadavg()[0]
     stock = any(row.config is None for row in plan.rows)
-    with Crew(ranks=plan.ranks, stock=stock, loading=plan.loading, pictures=plan.pictures) as crew:
+    with BenchmarkCrew(ranks=plan.ranks, stock=stock, loading=plan.loading, pictures=plan.pictures) as crew:
         request = plan.request.resolved(default_size=crew.hellos[0]["default_size"])
         runs = in_turns(crew, plan.rows, request, plan.measuring, began)
         hellos = [crew.hellos[rank] for rank in range(plan.ranks)]
@@ -188,23 +177,6 @@ def measure(plan: Plan) -> dict[str, Any]:
         "took_s": round(time.monotonic() - began, 1),
         "rows": report_rows(plan.rows, runs, plan.measuring.ignore_ratio),
     }
-
-
-def _request(words: argparse.Namespace, size: int | None, multiple: int) -> GenerationRequest:
-    """The picture; a size that only the loaded model knows is left open."""
-    request = GenerationRequest(
-        prompt=words.prompt,
-        height=words.height if words.height is not None else size,
-        width=words.width if words.width is not None else size,
-        steps=words.steps,
-        guidance_scale=words.guidance_scale,
-        seed=words.seed,
-        scheduler=words.scheduler,
-    )
-    for name in ("height", "width"):
-        if (side := getattr(request, name)) is not None:
-            check_size(name, side, multiple)
-    return request
 
 
 def _splits(text: str) -> list[bool]:

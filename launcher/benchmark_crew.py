@@ -32,7 +32,7 @@ _END_S = 15.0  # that they get once they are told to
 Hello = dict[str, Any]
 
 
-class Crew:
+class BenchmarkCrew:
     """Everybody, from the start to the end of a `with`. None is left behind, however that ends."""
 
     def __init__(self, *, ranks: int, stock: bool, loading: Loading, pictures: Path | None) -> None:
@@ -49,7 +49,7 @@ class Crew:
         self._socks: dict[int | None, socket.socket] = {}  # by rank; None: diffusers
         self.hellos: dict[int | None, Hello] = {}
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> BenchmarkCrew:
         try:
             self._start()
         except BaseException:

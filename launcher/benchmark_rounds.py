@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from distri_engine.config import check_int, check_number
 from distri_engine.evaluation.timing import Run, turn_order
 from distri_engine.request import GenerationRequest
-from launcher.benchmark_crew import Crew
+from launcher.benchmark_crew import BenchmarkCrew
 from launcher.benchmark_rows import Row
 
 
@@ -35,7 +35,7 @@ class Measuring:
 
 
 def in_turns(
-    crew: Crew, rows: Sequence[Row], request: GenerationRequest, measuring: Measuring, began: float
+    crew: BenchmarkCrew, rows: Sequence[Row], request: GenerationRequest, measuring: Measuring, began: float
 ) -> list[list[Run]]:
     """The runs of every row that count. In each round everybody has one turn; no round starts that would not be over in
     time, as far as the longest so far can tell. began: when the time began to run.

@@ -12,15 +12,21 @@ from distri_engine.request import GenerationRequest
 from launcher.options import factors, number
 
 
-def add_picture_options(parser: argparse.ArgumentParser, *, steps: int | None = None) -> None:
-    """What a picture is made like, but for its prompt and seed. `steps` is another default than GenerationRequest's."""
-    request, config = GenerationRequest(prompt="-"), DistriConfig()  # for the defaults
+def add_request_options(parser: argparse.ArgumentParser, *, steps: int | None = None) -> None:
+    """What `request_of` reads."""
+    request = GenerationRequest(prompt="-")  # for the defaults
     parser.add_argument("--negative-prompt", default="", help="what it should not show")
     parser.add_argument("--height", type=int, help="pixels (default: the model's size)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's size)")
     parser.add_argument("--steps", type=int, default=steps or request.steps, help="denoising (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, default=request.guidance_scale, help="(default: %(default)s)")
     parser.add_argument("--scheduler", default=request.scheduler.value, help="ddim, euler or dpm-solver")
+
+
+def add_picture_options(parser: argparse.ArgumentParser, *, steps: int | None = None) -> None:
+    """What a picture is made like, but for its prompt and seed. `steps` is another default than GenerationRequest's."""
+    add_request_options(parser, steps=steps)
+    config = DistriConfig()  # for the defaults
     parser.add_argument("--parallelism", default=config.parallelism.value, help=", ".join(Parallelism))
     parser.add_argument("--mode", default=config.mode.value, help=f"{', '.join(SyncMode)} (default: %(default)s)")
     parser.add_argument(
