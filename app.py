@@ -132,14 +132,10 @@ def controls(status: Status) -> Page:
         page["parallelism"] = choice("parallelism")
         page["mode"] = choice("mode")
         page["warmup_steps"] = number("warmup_steps")
-        page["auto_warmup"] = gr.Checkbox(
-            False,
-            label=settings.LABELS["auto_warmup"],
-            info=settings.INFO["auto_warmup"],
-            elem_id="auto-warmup",
-        )
+        page["auto_warmup"] = check("auto_warmup")
         page["split_batch"] = choice("split_batch")
         page["split_scheme"] = choice("split_scheme")
+        page["metadata"] = check("metadata")
     return page
 
 
@@ -151,6 +147,16 @@ def number(name: str, *, precision: int | None = 0) -> "gr.Number":
         info=settings.INFO[name],
         precision=precision,
         min_width=120,
+        elem_id=name.replace("_", "-"),
+    )
+
+
+def check(name: str) -> "gr.Checkbox":
+    """A switch."""
+    return gr.Checkbox(
+        settings.DEFAULTS[name],
+        label=settings.LABELS[name],
+        info=settings.INFO[name],
         elem_id=name.replace("_", "-"),
     )
 
@@ -275,6 +281,7 @@ def publish(client: Client) -> None:
         split_batch: bool = True,
         picard_window: int | None = None,
         picard_tolerance: float = 0.1,
+        metadata: bool = True,
     ) -> tuple[dict, dict]:
         """Make one picture. Streams (null, progress) and ends with (picture file, report)."""
         yield from answered(endpoints.generate(client, dict(locals())))
@@ -296,6 +303,7 @@ def publish(client: Client) -> None:
         extrapolation_memory: float | list[float] = 0.5,
         split_scheme: str = "row",
         split_batch: bool | None = None,
+        metadata: bool = True,
     ) -> tuple[dict, dict, dict, dict]:
         """Make the same picture by one device, by naive patches and by DistriFusion. Streams progress and ends with
         (one device, naive, DistriFusion, report with PSNR). parallelism names the third, which is patch; split_batch

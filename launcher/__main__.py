@@ -77,6 +77,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="how far paradigms lets them move, relative to their noise; 0 is exact (default: %(default)s)",
     )
     parser.add_argument("--no-split-batch", action="store_true", help="both guidance branches on every rank")
+    parser.add_argument("--no-metadata", action="store_true", help="leave the settings out of the PNG")
     add_group_options(parser)
     parser.add_argument("--report", type=Path, metavar="JSON", help="write the figures of every step and rank there")
     parser.set_defaults(run=_generate)
@@ -92,6 +93,7 @@ def _generate(words: argparse.Namespace) -> None:
         guidance_scale=words.guidance_scale,
         seed=words.seed,
         scheduler=words.scheduler,
+        metadata=not words.no_metadata,
     )
     config = DistriConfig(
         parallelism=words.parallelism,

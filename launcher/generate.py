@@ -159,8 +159,9 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
     torch.distributed.all_gather(everyone, figures)
     if place.rank == 0:
         saving = time.perf_counter()
-        text = png.parameters(request, config, model=engine.info.name, ranks=place.world_size)
-        paths = png.save_all(finished.images, Path(job["output"]), text)
+        about = {"model": engine.info.name, "device": engine.info.device}
+        chunks = png.chunks(request, config, **about, ranks=place.world_size)
+        paths = png.save_all(finished.images, Path(job["output"]), chunks)
         report = make_report(
             request=as_parameters(request),
             config=as_parameters(config),

@@ -40,7 +40,9 @@ DEFAULTS: dict[str, Any] = {
     "auto_warmup": False,
     "split_scheme": SplitScheme.ROW.value,
     "split_batch": "auto",
+    "metadata": True,
 }
+SWITCHES = ("auto_warmup", "metadata")
 WHOLE_NUMBERS = ("width", "height", "steps", "seed", "warmup_steps")
 CHOICES = {
     "run": tuple(RUNS),
@@ -63,6 +65,7 @@ LABELS = {
     "auto_warmup": "End the warm-up by itself",
     "split_scheme": "Cut of naive patches",
     "split_batch": "Spread guidance over devices",
+    "metadata": "Settings in the PNG",
 }
 INFO = {
     "run": "Baselines use the same prompt and seed, after the DistriFusion picture.",
@@ -79,6 +82,7 @@ INFO = {
     "auto_warmup": "After the first step in which the activations hardly changed.",
     "split_scheme": "Rows, columns, or both in turn.",
     "split_batch": "Half of the devices take each guidance branch; auto: from 4 devices up.",
+    "metadata": "The file says how to make it again: prompt, seed and everything above.",
 }
 WORDS = {
     "ddim": "DDIM",
@@ -158,6 +162,7 @@ def plan(values: Mapping[str, Any], status: Status) -> tuple[GenerationRequest, 
         guidance_scale=values["guidance_scale"],
         seed=secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
         scheduler=values["scheduler"],
+        metadata=values["metadata"],
     )
     config = DistriConfig(
         parallelism=values["parallelism"],
@@ -213,7 +218,7 @@ def from_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
                 values[name] = int(text)
             elif name == "guidance_scale":
                 values[name] = float(text)
-            elif name == "auto_warmup":
+            elif name in SWITCHES:
                 values[name] = {"True": True, "False": False}[text]
             elif name in CHOICES and text not in CHOICES[name]:
                 raise ValueError

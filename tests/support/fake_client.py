@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from distri_engine.bands import check_bands, cut_rows
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
+from launcher import png
 from launcher.png import PICTURES
 from launcher.schema import Lane, ModelInfo, Record, Refused, Status, Update
 
@@ -232,7 +233,9 @@ class FakeClient:
         time.sleep(3 * self.step_seconds)
         path = self.folder / PICTURES / f"{id}.png"
         path.parent.mkdir(exist_ok=True)
-        picture.save(path)
+        resolved = config.replace(height=request.height, width=request.width)
+        about = {"model": self.model.name, "device": self.device, "ranks": self.ranks}
+        png.save(picture, path, png.chunks(request, resolved, **about))
         report = {
             "request": update.request,
             "config": update.config,
