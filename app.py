@@ -122,6 +122,7 @@ def controls(status: Status) -> Page:
         page["aspect"] = gr.Radio(list(settings.RATIOS), value="1:1", label="Aspect ratio", elem_id="aspect")
         page["seed"] = gr.Number(settings.DEFAULTS["seed"], label="Seed", precision=0, elem_id="seed")
         page["random_seed"] = gr.Checkbox(True, label="New random seed each time", elem_id="random-seed")
+        page["recover"] = panel("recover", {}, skeletons.RECOVER)
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         page["negative_prompt"] = gr.Textbox(label="Negative prompt", info=settings.INFO["negative_prompt"], lines=2)
         with gr.Row():
@@ -223,6 +224,16 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     def recall(run: Frame, who: Frame, event: "gr.EventData") -> Page:
         return answering(page, visits.recall)(run, who, str(event._data.get("id")))
 
+    def recover(event: "gr.EventData") -> Page:
+        try:
+            frame, notes = visits.recover(str(event._data.get("file")))
+        except ValueError as problem:
+            raise toast(problem) from None
+        gr.Info("The settings of this picture are in the controls.")
+        if notes:
+            gr.Warning(html.escape(" ".join(notes)))
+        return updates(page, frame)
+
     started = gr.on(
         [page["generate"].click, page["prompt"].submit],
         answering(page, begin),
@@ -254,6 +265,7 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
             api_name=name,
             **PRIVATE,
         )
+    page["recover"].upload(recover, None, outputs, api_name="recover", **PRIVATE)
     page["gallery"].select(recall, [current, browser], outputs, api_name="recall", **PRIVATE)
 
 

@@ -7,6 +7,7 @@ to run and stand in the report.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from launcher.schema import as_parameters
 PICTURES = "pictures"  # in the data folder: where the page's pictures go, and all that it serves of that folder
 OURS, COMMON = "distrifusion", "parameters"  # the text chunks: all there is to know, and what other programs read
 FORMAT = 1  # of our chunk
+MAX_TEXT = 2**16  # characters of a chunk that are read
 
 
 def chunks(request: GenerationRequest, config: DistriConfig, *, model: str, device: str, ranks: int) -> dict[str, str]:
@@ -41,6 +43,22 @@ def chunks(request: GenerationRequest, config: DistriConfig, *, model: str, devi
     return {
         COMMON: infotext.write(request, config, model=model, ranks=ranks),
         OURS: json.dumps(settings, separators=(",", ":")),
+    }
+
+
+def read(data: bytes) -> dict[str, str]:
+    """The text chunks that stand before the picture in a PNG file, or in the beginning of one. Nobody's word is taken
+    for anything in them. Raises ValueError for what is no PNG.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            found = dict(image.info)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise ValueError("this is not a PNG picture; settings are read from PNG files") from None
+    return {
+        name: str(text) for name in (OURS, COMMON) if isinstance(text := found.get(name), str) and len(text) <= MAX_TEXT
     }
 
 

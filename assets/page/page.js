@@ -195,6 +195,12 @@
       });
     },
 
+    recover(root, value, trigger) {
+      const chosen = root.querySelector("input");
+      chosen.onchange = () => { offer(chosen.files, trigger); chosen.value = ""; };
+      catchDrops(trigger);
+    },
+
     links(root, value) {
       const download = root.querySelector(".df-download");
       download.setAttribute("aria-disabled", String(!value.path));
@@ -278,6 +284,32 @@
     images.forEach((image, index) => { image.alt = names[index] || "picture"; });
     const ready = images.length >= 2 && images.every((image) => image.complete && image.naturalWidth);
     canvas.classList.toggle("df-sliding", canvas.dataset.view === "slider" && ready);
+  }
+
+  // Settings stand before the picture: only the beginning of the file travels.
+  function offer(files, trigger) {
+    if (!files.length) return;
+    const reader = new FileReader();
+    reader.onload = () => trigger("upload", { file: reader.result });
+    reader.readAsDataURL(files[0].slice(0, 2 ** 20));
+  }
+
+  // A file may be dropped anywhere; without this the browser would leave the page for it.
+  function catchDrops(trigger) {
+    if (document.querySelector("body > .df-drop")) return;
+    const veil = make("div", "df-drop", document.body);
+    make("p", "", veil).textContent = "Drop the picture: its settings come back";
+    show(veil, false);
+    const holdsFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+    const on = (name, act) => document.addEventListener(name, (event) => {
+      if (!holdsFile(event)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      act(event);
+    }, true);
+    on("dragover", () => show(veil, true));
+    on("dragleave", (event) => { if (!event.relatedTarget) show(veil, false); });
+    on("drop", (event) => { show(veil, false); offer(event.dataTransfer.files, trigger); });
   }
 
   function write(text) {

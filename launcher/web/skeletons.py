@@ -84,6 +84,15 @@ GALLERY = """
 
 CHIPS = """<div class="df-chips" aria-label="Example prompts"></div>"""
 
+RECOVER = """
+<div class="df-recover">
+  <label class="df-button"><input type="file" accept="image/png,.png" aria-describedby="df-recover-how">
+    <svg viewBox="0 0 20 20" aria-hidden="true"><path d="M3 12.5V17h14v-4.5M10 13V3M6 7l4-4 4 4" fill="none"
+    stroke="currentColor" stroke-width="1.6" stroke-linecap="round" stroke-linejoin="round"/></svg>
+    Settings from a picture</label>
+  <span id="df-recover-how">or drop a PNG here</span>
+</div>"""
+
 LINKS = """
 <div class="df-links"><a class="df-button df-download" download aria-disabled="true">Download PNG</a>
 <button type="button" class="df-button df-copy">Copy link</button></div>"""

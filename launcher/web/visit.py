@@ -13,7 +13,7 @@ from typing import Any
 from launcher.client import Client
 from launcher.journal import REMEMBERED
 from launcher.schema import Record, Refused, Update
-from launcher.web import cards, gallery, header, lanes, settings, stage
+from launcher.web import cards, gallery, header, lanes, recover, settings, stage
 from launcher.web.take import Take, by_method
 
 Frame = dict[str, Any]
@@ -206,6 +206,13 @@ class Visits:
             if any(record.id == id for record in group):
                 return self._bring_back(group)
         raise ValueError("This picture is no longer in the history")
+
+    def recover(self, file: str) -> tuple[Frame, list[str]]:
+        """The settings of a dropped picture, the beginning of its file as a data URI; also returns what will be
+        different. Raises ValueError if there are none. What runs and what is shown stay.
+        """
+        values, notes = recover.controls(recover.decode(file), self.client.status())
+        return self._fill(values), notes
 
     def _bring_back(self, records: Sequence[Record]) -> Frame:
         takes = by_method(list(reversed(records)))  # oldest first: the one that was asked for before its baselines

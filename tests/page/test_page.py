@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from PIL import Image
 
 from tests.support.browser import DESKTOP, PHONE, Visitor
 from tests.support.fake_client import FakeClient
@@ -273,6 +276,42 @@ def test_running_request_survives_a_reload(visit: Visit, fake: FakeClient) -> No
     visitor.wait_idle()
     assert visitor.text(".df-label >> nth=0") == "Naive patch"
     assert len(fake.submitted) == 2
+
+
+def test_settings_from_a_picture(visit: Visit, fake: FakeClient, tmp_path: Path) -> None:
+    visitor = visit(path="?" + urlencode({"prompt": INJECTIONS[1], "steps": "9", "run": "DistriFusion"}))
+    visitor.wait_prompt(INJECTIONS[1])
+    visitor.press_generate()
+    visitor.wait_idle()
+    (path := tmp_path / "x.png").write_bytes(visitor.picture())
+
+    chooser = visit()
+    chooser.page.get_by_label("Settings from a picture").set_input_files(path)
+    chooser.wait_prompt(INJECTIONS[1])
+    assert chooser.seed() == visitor.seed()
+    assert not chooser.page.is_checked("#random-seed input")
+    assert chooser.toast() == "The settings of this picture are in the controls."
+    chooser.press_generate()
+    chooser.wait_idle()
+    assert chooser.picture() == path.read_bytes()
+
+    dropper = visit()
+    dropper.drop(path)
+    dropper.wait_prompt(INJECTIONS[1])
+    assert dropper.page.locator(".df-drop").is_hidden()
+    dropper.drop(Path(__file__))
+    dropper.page.get_by_text("This is not a PNG picture").wait_for()
+    assert [each.page.evaluate("window.__pwned") for each in (chooser, dropper)] == [None, None]
+    assert chooser.complaints + dropper.complaints == []
+
+
+def test_settings_stay_out_of_the_picture_where_that_is_wanted(visit: Visit) -> None:
+    visitor = visit(path="?" + urlencode({"prompt": "a secret", "run": "DistriFusion", "metadata": "False"}))
+    visitor.wait_prompt("a secret")
+    visitor.press_generate()
+    visitor.wait_idle()
+    with Image.open(io.BytesIO(visitor.picture())) as image:
+        assert image.info == {}
 
 
 def test_link(visit: Visit, fake: FakeClient) -> None:
