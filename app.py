@@ -5,6 +5,7 @@ picture is made in the launcher.
 import html
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from launcher.client import Client
 from launcher.journal import data_folder
 from launcher.png import PICTURES
 from launcher.schema import Refused, Status
-from launcher.web import cards, endpoints, header, lanes, settings, skeletons, stage
+from launcher.web import bundle, cards, endpoints, header, lanes, settings, skeletons, stage
 from launcher.web.visit import NO_RUN, VIEWS, Frame, Props, Visits
 
 if TYPE_CHECKING:
@@ -340,6 +341,37 @@ def answered(answers: Iterator[Any]) -> Iterator[Any]:
         raise refusal(problem) from None
 
 
+def publish_bundle(server: Any, client: Client) -> None:
+    """The address of the zip, open to whom Gradio shows the page. Gradio's own downloads are files that stay behind."""
+    from fastapi import HTTPException, Query
+    from fastapi.responses import StreamingResponse
+    from starlette.background import BackgroundTask
+
+    guard = next(route.dependencies for route in server.routes if getattr(route, "path", "") == "/config")
+
+    def send(id: list[str] = Query()) -> StreamingResponse:  # noqa: B008 - so FastAPI wants it
+        file = tempfile.SpooledTemporaryFile(2**24)  # noqa: SIM115 - open until it is sent; has no name, and is gone when it is closed
+        try:
+            bundle.write(takes := bundle.find(client, id), file)
+        except (ValueError, OSError):
+            file.close()
+            raise HTTPException(404, "These pictures are not here.") from None
+        size, seed = file.tell(), next(iter(takes.values())).request["seed"]
+        file.seek(0)
+        headers = {
+            "Content-Length": str(size),
+            "Content-Disposition": f'attachment; filename="distrifusion-{seed}.zip"',
+        }
+        return StreamingResponse(
+            iter(lambda: file.read(2**18), b""),
+            headers=headers,
+            media_type="application/zip",
+            background=BackgroundTask(file.close),
+        )
+
+    server.add_api_route("/gradio_api/bundle.zip", send, dependencies=guard, include_in_schema=False)
+
+
 # --- entry point
 
 
@@ -347,7 +379,7 @@ def serve(client: Client, options: start.Options) -> None:
     """Open the page's port and return."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     demo = build(client)
-    demo.launch(
+    server, *_ = demo.launch(
         server_name=options.host,
         server_port=options.port,
         share=options.share,
@@ -363,6 +395,7 @@ def serve(client: Client, options: start.Options) -> None:
         theme=gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
         head=skeletons.head(),
     )
+    publish_bundle(server, client)
 
 
 def main() -> None:

@@ -203,7 +203,9 @@
 
     links(root, value) {
       const download = root.querySelector(".df-download");
-      download.setAttribute("aria-disabled", String(!value.path));
+      const bundle = root.querySelector(".df-bundle");
+      all(root, "a").forEach((link) => link.setAttribute("aria-disabled", String(!value.path)));
+      if (value.ids) bundle.href = new URL("gradio_api/bundle.zip?" + new URLSearchParams(value.ids.map((id) => ["id", id])), document.baseURI).href;
       if (value.path) { download.href = address({ path: value.path }); download.download = value.name || "picture.png"; }
       root.querySelector(".df-copy").onclick = (event) => copyLink(event.currentTarget, value.link || {});
     },

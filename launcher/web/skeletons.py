@@ -90,9 +90,13 @@ RECOVER = """
     <svg viewBox="0 0 20 20" aria-hidden="true"><path d="M3 12.5V17h14v-4.5M10 13V3M6 7l4-4 4 4" fill="none"
     stroke="currentColor" stroke-width="1.6" stroke-linecap="round" stroke-linejoin="round"/></svg>
     Settings from a picture</label>
-  <span id="df-recover-how">or drop a PNG here</span>
+  <span id="df-recover-how">or drop it here</span>
 </div>"""
 
 LINKS = """
-<div class="df-links"><a class="df-button df-download" download aria-disabled="true">Download PNG</a>
+<div class="df-links">
+<a class="df-button df-download" download aria-disabled="true" aria-label="Download PNG"
+title="The picture"><i></i>PNG</a>
+<a class="df-button df-bundle" download aria-disabled="true" aria-label="Download ZIP of all pictures and the report"
+title="All pictures and the report"><i></i>ZIP</a>
 <button type="button" class="df-button df-copy">Copy link</button></div>"""

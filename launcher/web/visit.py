@@ -317,9 +317,14 @@ def buttons(state: str) -> Frame:
 
 
 def links(takes: Mapping[str, Take]) -> Frame:
-    """Where the main picture can be downloaded, and the link that makes it again."""
+    """Where the main picture and the zip of all can be downloaded, and the link that makes it again."""
     if not takes:
         return {}
     main = next(iter(takes.values()))
     values = settings.of_picture(main.request, main.config, list(takes))
-    return {"path": main.picture, "name": f"{main.request['seed']}.png", "link": settings.to_link(values)}
+    return {
+        "path": main.picture,
+        "name": f"{main.request['seed']}.png",
+        "ids": [take.id for take in takes.values()],
+        "link": settings.to_link(values),
+    }

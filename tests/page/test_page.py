@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
@@ -71,6 +72,12 @@ def test_comparison(visit: Visit, fake: FakeClient) -> None:
     assert "of one device's time" in visitor.text(".df-story")
     assert [str(config.parallelism) for _, config in fake.submitted] == ["patch", "naive_patch", "single"]
     assert len({request.seed for request, _ in fake.submitted}) == 1
+
+    with visitor.page.expect_download() as waiting:
+        visitor.page.get_by_label("Download ZIP").click()
+    assert waiting.value.suggested_filename == f"distrifusion-{visitor.seed()}.zip"
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert archive.namelist() == ["one-device.png", "naive.png", "distrifusion.png", "report.json"]
 
     visitor.choose("1 device | DistriFusion")
     visitor.page.wait_for_function("document.querySelector('.df-label').textContent === '1 device'")

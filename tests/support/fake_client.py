@@ -103,6 +103,8 @@ class FakeClient:
         shown: Update | None = None
         while True:
             with self._changed:
+                if request_id not in self._updates:
+                    raise ValueError(f"there is no request {request_id!r:.60}")
                 while self._updates[request_id] is shown and not self._closed:
                     self._changed.wait(1)
                 shown = self._updates[request_id]
