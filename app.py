@@ -190,6 +190,7 @@ def work(client: Client) -> Page:
         page["view"] = switch(list(VIEWS), "view", "How to look at them")
         page["links"] = panel("links", {}, skeletons.LINKS)
     page["cards"] = panel("cards", cards.cards({}), skeletons.CARDS)
+    gr.HTML(skeletons.explanation(), elem_id="explain", apply_default_css=False)
     page["gallery"] = panel("gallery", {}, skeletons.GALLERY)
     return page
 

@@ -26,6 +26,11 @@ def logo() -> str:
     return (ASSETS / "logo.svg").read_text(encoding="utf-8")
 
 
+def explanation() -> str:
+    """The panel "What am I looking at?", with its drawing."""
+    return (ASSETS / "explain.html").read_text(encoding="utf-8")
+
+
 def on_load(panel: str) -> str:
     """The js_on_load of a panel: hands the element to page.js, which may be there already or come later."""
     return f"(window.distriPanels ??= []).push(['{panel}', element, props, watch, trigger]);"

@@ -321,6 +321,19 @@ def test_settings_stay_out_of_the_picture_where_that_is_wanted(visit: Visit) -> 
         assert image.info == {}
 
 
+def test_explanation_opens_by_keyboard_and_its_drawing_can_be_read_aloud(visit: Visit) -> None:
+    visitor = visit(size=PHONE)
+    body = visitor.page.locator(".df-explain-body")
+    assert body.is_hidden()
+    visitor.page.locator(".df-explain summary").focus()
+    visitor.page.keyboard.press("Enter")
+    assert body.is_visible()
+    drawings = visitor.page.locator(".df-explain").get_by_role("img")
+    assert drawings.count() == 3
+    assert all(len(each.get_attribute("aria-label") or "") > 80 for each in drawings.all())
+    assert visitor.sideways() <= 0
+
+
 def test_link(visit: Visit, fake: FakeClient) -> None:
     query = {"prompt": "from a link", "seed": "123", "steps": "7", "run": "DistriFusion", "mode": "full_sync"}
     visitor = visit(path="?" + urlencode(query))
@@ -363,6 +376,7 @@ def test_contrast(visit: Visit, dark: bool) -> None:
     visitor = visit(dark=dark)
     visitor.generate("a red house", run="+ Naive + 1 device")
     visitor.wait_idle()
+    visitor.page.click(".df-explain summary")
     weak = visitor.page.evaluate(CONTRAST)
     assert weak == []
 
