@@ -5,6 +5,7 @@ a rank. No hub and no page; how the picture is made is the engine's business.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -149,7 +150,16 @@ def _make(place: Place, job: dict[str, Any], make_engine: MakeEngine) -> None:
     steps, finished = _follow(engine.generate(request, config), show=place.rank == 0 and sys.stdout.isatty())
     figures = torch.tensor(
         [
-            [s.phase == "stale", s.compute_ms, s.wait_ms, s.sent_bytes, s.evaluations, s.memory_mb, s.buffer_mb]
+            [
+                s.phase == "stale",
+                s.compute_ms,
+                s.wait_ms,
+                s.sent_bytes,
+                s.evaluations,
+                math.nan if s.change is None else s.change,
+                s.memory_mb,
+                s.buffer_mb,
+            ]
             for s in steps
         ],
         dtype=torch.float64,
@@ -195,7 +205,13 @@ def _follow(events: Iterator[Event], *, show: bool) -> tuple[list[StepDone], Fin
 
 
 def _figures(
-    stale: float, compute_ms: float, wait_ms: float, sent_bytes: float, evaluations: float, *_: float
+    stale: float,
+    compute_ms: float,
+    wait_ms: float,
+    sent_bytes: float,
+    evaluations: float,
+    change: float,
+    *_: float,
 ) -> StepFigures:
     return StepFigures(
         phase="stale" if stale else "sync",
@@ -203,6 +219,7 @@ def _figures(
         wait_ms=wait_ms,
         sent_bytes=int(sent_bytes),
         evaluations=int(evaluations),
+        change=None if math.isnan(change) else change,
     )
 
 

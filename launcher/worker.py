@@ -202,6 +202,7 @@ class Worker:
                 sent_bytes=event.sent_bytes,
                 memory_mb=event.memory_mb,
                 buffer_mb=event.buffer_mb,
+                change=event.change,
             )
         )
 

@@ -73,10 +73,16 @@ LANES = """
 <section class="df-lanes" aria-label="Latency of every device">
   <div class="df-lanes-head"><h2></h2><span></span></div>
   <div class="df-lanes-list"></div>
+  <div class="df-drift">
+    <h3>Activations moved</h3><b></b>
+    <canvas role="img"></canvas>
+    <p></p>
+  </div>
   <div class="df-lanes-foot">
     <span class="df-key"><i class="df-key-compute"></i>compute</span>
     <span class="df-key"><i class="df-key-wait"></i>waiting</span>
     <span class="df-key"><i class="df-key-sync"></i>warm-up step</span>
+    <span class="df-key df-key-drift"><i class="df-key-stale"></i>stale step</span>
     <p></p>
   </div>
 </section>"""

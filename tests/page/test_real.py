@@ -47,6 +47,7 @@ def test_comparison_of_three_real_pictures(visit_real: Callable[..., Visitor]) -
     visitor.page.wait_for_function("document.querySelector('.df-picture').src.startsWith('data:image/jpeg')")
     assert visitor.page.locator(".df-lane").count() == 2
     visitor.wait_idle(seconds=90)
+    assert visitor.text(".df-drift b").endswith("% in stale steps")
     visitor.page.wait_for_selector("#canvas.df-sliding")
     assert visitor.page.locator(".df-card[data-state=done]").count() == 3
     assert visitor.page.locator(".df-card-badge:not([hidden])").count() == 2

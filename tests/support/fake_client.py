@@ -177,6 +177,7 @@ class FakeClient:
         histories: list[list[tuple[float, float]]] = [[] for _ in range(self.ranks)]
         rng = random.Random(request.seed)
         phases, preview, started = "", None, time.perf_counter()
+        changes: list[float | None] = []
         for step in range(steps):
             fault = self.fault(step) if attempt == 1 else ""
             if fault == "failed":
@@ -194,6 +195,7 @@ class FakeClient:
             time.sleep(self.step_seconds * scale)
             sync = method == "patch" and step <= config.warmup_steps
             phases += "S" if sync else "d"
+            changes.append(0.5 / step**0.9 if step and method == "patch" else None)
             for rank in range(users):
                 compute = 1000 * self.step_seconds * scale * rng.uniform(0.88, 1.0)
                 wait = compute * (0.35 if sync else rng.uniform(0.01, 0.05)) if users > 1 else 0.0
@@ -225,6 +227,7 @@ class FakeClient:
                 message=f"Step {step + 1} / {steps}",
                 step=step + 1,
                 phases=phases,
+                changes=tuple(changes),
                 ms_per_step=pace,
                 seconds_left=pace * (steps - step - 1) / 1000,
                 lanes=lanes,
