@@ -5,6 +5,7 @@ picture is made in the launcher.
 import html
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from launcher.client import Client
 from launcher.journal import data_folder
 from launcher.png import PICTURES
 from launcher.schema import Refused, Status
-from launcher.web import cards, endpoints, header, lanes, settings, skeletons, stage
+from launcher.web import bundle, cards, endpoints, header, lanes, settings, skeletons, stage
 from launcher.web.visit import NO_RUN, VIEWS, Frame, Props, Visits
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def controls(status: Status) -> Page:
         page["aspect"] = gr.Radio(list(settings.RATIOS), value="1:1", label="Aspect ratio", elem_id="aspect")
         page["seed"] = gr.Number(settings.DEFAULTS["seed"], label="Seed", precision=0, elem_id="seed")
         page["random_seed"] = gr.Checkbox(True, label="New random seed each time", elem_id="random-seed")
+        page["recover"] = panel("recover", {}, skeletons.RECOVER)
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         page["negative_prompt"] = gr.Textbox(label="Negative prompt", info=settings.INFO["negative_prompt"], lines=2)
         with gr.Row():
@@ -136,14 +138,10 @@ def controls(status: Status) -> Page:
         page["ranks"] = choice("ranks", settings.rank_choices(status.ranks))
         page["mode"] = choice("mode")
         page["warmup_steps"] = number("warmup_steps")
-        page["auto_warmup"] = gr.Checkbox(
-            False,
-            label=settings.LABELS["auto_warmup"],
-            info=settings.INFO["auto_warmup"],
-            elem_id="auto-warmup",
-        )
+        page["auto_warmup"] = check("auto_warmup")
         page["split_batch"] = choice("split_batch")
         page["split_scheme"] = choice("split_scheme")
+        page["metadata"] = check("metadata")
     return page
 
 
@@ -155,6 +153,16 @@ def number(name: str, *, precision: int | None = 0) -> "gr.Number":
         info=settings.INFO[name],
         precision=precision,
         min_width=120,
+        elem_id=name.replace("_", "-"),
+    )
+
+
+def check(name: str) -> "gr.Checkbox":
+    """A switch."""
+    return gr.Checkbox(
+        settings.DEFAULTS[name],
+        label=settings.LABELS[name],
+        info=settings.INFO[name],
         elem_id=name.replace("_", "-"),
     )
 
@@ -186,6 +194,7 @@ def work(client: Client) -> Page:
         page["view"] = switch(list(VIEWS), "view", "How to look at them")
         page["links"] = panel("links", {}, skeletons.LINKS)
     page["cards"] = panel("cards", cards.cards({}), skeletons.CARDS)
+    gr.HTML(skeletons.explanation(), elem_id="explain", apply_default_css=False)
     page["gallery"] = panel("gallery", {}, skeletons.GALLERY)
     return page
 
@@ -221,6 +230,16 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     def recall(run: Frame, who: Frame, event: "gr.EventData") -> Page:
         return answering(page, visits.recall)(run, who, str(event._data.get("id")))
 
+    def recover(event: "gr.EventData") -> Page:
+        try:
+            frame, notes = visits.recover(str(event._data.get("file")))
+        except ValueError as problem:
+            raise toast(problem) from None
+        gr.Info("The settings of this picture are in the controls.")
+        if notes:
+            gr.Warning(html.escape(" ".join(notes)))
+        return updates(page, frame)
+
     started = gr.on(
         [page["generate"].click, page["prompt"].submit],
         answering(page, begin),
@@ -252,6 +271,7 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
             api_name=name,
             **PRIVATE,
         )
+    page["recover"].upload(recover, None, outputs, api_name="recover", **PRIVATE)
     page["gallery"].select(recall, [current, browser], outputs, api_name="recall", **PRIVATE)
 
 
@@ -280,6 +300,7 @@ def publish(client: Client, auto: Auto) -> None:
         split_batch: bool | None = None,
         picard_window: int | None = None,
         picard_tolerance: float = 0.1,
+        metadata: bool = True,
     ) -> tuple[dict, dict]:
         """Make one picture. Streams (null, progress) and ends with (picture file, report). parallelism auto: method,
         ranks and split_batch, as far as they are not given, as is fastest; the report says why. Else ranks null: all;
@@ -305,6 +326,7 @@ def publish(client: Client, auto: Auto) -> None:
         extrapolation_memory: float | list[float] = 0.5,
         split_scheme: str = "row",
         split_batch: bool | None = None,
+        metadata: bool = True,
     ) -> tuple[dict, dict, dict, dict]:
         """Make the same picture by one device, by naive patches and by DistriFusion. Streams progress and ends with
         (one device, naive, DistriFusion, report with PSNR). The third is made of patches. parallelism auto: on as many
@@ -329,6 +351,37 @@ def answered(answers: Iterator[Any]) -> Iterator[Any]:
         raise refusal(problem) from None
 
 
+def publish_bundle(server: Any, client: Client) -> None:
+    """The address of the zip, open to whom Gradio shows the page. Gradio's own downloads are files that stay behind."""
+    from fastapi import HTTPException, Query
+    from fastapi.responses import StreamingResponse
+    from starlette.background import BackgroundTask
+
+    guard = next(route.dependencies for route in server.routes if getattr(route, "path", "") == "/config")
+
+    def send(id: list[str] = Query()) -> StreamingResponse:  # noqa: B008 - so FastAPI wants it
+        file = tempfile.SpooledTemporaryFile(2**24)  # noqa: SIM115 - open until it is sent; has no name, and is gone when it is closed
+        try:
+            bundle.write(takes := bundle.find(client, id), file)
+        except (ValueError, OSError):
+            file.close()
+            raise HTTPException(404, "These pictures are not here.") from None
+        size, seed = file.tell(), next(iter(takes.values())).request["seed"]
+        file.seek(0)
+        headers = {
+            "Content-Length": str(size),
+            "Content-Disposition": f'attachment; filename="distrifusion-{seed}.zip"',
+        }
+        return StreamingResponse(
+            iter(lambda: file.read(2**18), b""),
+            headers=headers,
+            media_type="application/zip",
+            background=BackgroundTask(file.close),
+        )
+
+    server.add_api_route("/gradio_api/bundle.zip", send, dependencies=guard, include_in_schema=False)
+
+
 # --- entry point
 
 
@@ -336,7 +389,7 @@ def serve(client: Client, options: start.Options) -> None:
     """Open the page's port and return."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     demo = build(client)
-    demo.launch(
+    server, *_ = demo.launch(
         server_name=options.host,
         server_port=options.port,
         share=options.share,
@@ -352,6 +405,7 @@ def serve(client: Client, options: start.Options) -> None:
         theme=gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
         head=skeletons.head(),
     )
+    publish_bundle(server, client)
 
 
 def main() -> None:

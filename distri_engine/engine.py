@@ -187,6 +187,7 @@ class Engine:
                     sent_bytes=mesh.meter.sent_bytes,
                     memory_mb=self._memory_mb(),
                     buffer_mb=unet.buffer_bytes() / _MIB if method.displaced else 0.0,
+                    change=unet.moved() if works and method.displaced else None,
                     latents=advance.heading if mesh.rank == 0 else None,
                 )
             except GeneratorExit:  # cancelled, on every rank after this step

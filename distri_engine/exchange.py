@@ -26,6 +26,8 @@ from distri_engine.slots import SLOT_KINDS, GatherSlot, HaloSlot, Slot, StatsSlo
 from distri_engine.step import Phase, StepClock
 
 AnySlot = TypeVar("AnySlot", bound=Slot)
+_SAMPLE = 64  # tokens of one layer's keys that are kept from step to step, to tell how far they moved
+_FAR = 1e6  # relative to keys of zero everything is infinitely far
 
 
 class Exchange:
@@ -49,6 +51,9 @@ class Exchange:
         self._buckets: list[Bucket] = []
         self._full: Bucket | None = None  # a bucket that waits for the next layer before it leaves
         self._changes: list[torch.Tensor] = []  # relative change of what was sent, for an adaptive warm-up
+        self._witness: Slot | None = None  # keys of a layer in the middle, which stand for all when that is only shown
+        self._sample: torch.Tensor | None = None  # some of them in the previous step
+        self._moved: torch.Tensor | None = None  # how far they moved in this one
 
     def halo(self, above: int, below: int) -> HaloSlot:
         """A slot for `above` and `below` neighbouring rows."""
@@ -80,9 +85,12 @@ class Exchange:
         self.box = boxes[self.patch]
         self.rows = tuple(box.rows for box in boxes)
         self.weights = tuple(rows / sum(self.rows) for rows in self.rows)
+        gathers = [slot for slot in self._slots if isinstance(slot, GatherSlot)]
+        self._witness = gathers[len(gathers) // 4 * 2] if gathers else None  # keys and values take turns
 
     def start_step(self) -> None:
         """Before the first layer of a step."""
+        self._moved = None
         if self.clock.step.phase is Phase.SYNC:
             self._parcels, self._changes = [], []
             return
@@ -108,6 +116,7 @@ class Exchange:
             bucket.join()
             bucket.reset()
         self._forget_sent()  # the next picture has no previous step
+        self._sample = None
 
     def _forget_sent(self) -> None:
         for slot in self._slots:
@@ -116,7 +125,7 @@ class Exchange:
     def forget(self) -> None:
         """Free all buffers: the next picture has another shape, or the mesh is gone."""
         self._close_buckets()
-        self._parcels, self._full = [], None
+        self._parcels, self._full, self._sample = [], None, None
         self._forget_sent()
         for slot in self._slots:
             slot.received, slot.borrowed, slot.bucket = {}, False, None
@@ -194,6 +203,23 @@ class Exchange:
         if not self._changes:
             return 0.0 if self.patches == 1 and self.clock.step.index else math.inf
         return float(torch.stack(self._changes).mean())
+
+    def watch(self, slot: Slot, payload: torch.Tensor) -> None:
+        """Tell by one layer in the middle how far activations move. payload: [B, tokens, C].
+
+        A small copy and two norms a step, whatever the picture's size, and nobody waits for the numbers here.
+        """
+        if slot is not self._witness:
+            return
+        before, self._sample = self._sample, payload[:, :: max(1, payload.shape[1] // _SAMPLE)].clone()
+        if before is not None:
+            self._moved = relative_change(before, self._sample)
+
+    def moved(self) -> float | None:
+        """Relative change of the watched keys from the step before to this one; None in the first step, and where
+        nothing is traded. After the step: reading it waits for the device.
+        """
+        return None if self._moved is None else min(float(self._moved), _FAR)
 
     def post(self, slot: Slot, message: list[torch.Tensor]) -> None:
         """Join the message that brought `slot.received`, and put `message` into the next one."""

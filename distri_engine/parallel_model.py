@@ -87,6 +87,10 @@ class ParallelModel(nn.Module):
         models = (self, *self.followers)
         return sum(sum(model._exchange.buffer_bytes().values()) for model in models)
 
+    def moved(self) -> float | None:
+        """How far activations moved in the last step, relative to their size, told by one layer; None if unknown."""
+        return self._exchange.moved()
+
     # --- a step
 
     def _start_step(self, sample: torch.Tensor) -> tuple[Box, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from distri_engine.config import check_choice, check_int, check_size
+from distri_engine.config import check_bool, check_choice, check_int, check_size
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000  # the noise schedules of SD and SDXL have 1000 training timesteps
@@ -40,6 +40,7 @@ class GenerationRequest:
     seed: int | None = None  # None: drawn by `resolved` before anything is broadcast
     scheduler: Scheduler = Scheduler.DDIM
     images: int = 1  # pictures of the same prompt made in one batch
+    metadata: bool = True  # whether files of it carry these settings; the engine writes none
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -59,6 +60,7 @@ class GenerationRequest:
                 check_size(name, getattr(self, name))
         check_int("steps", self.steps, 1, MAX_STEPS)
         check_int("images", self.images, 1, MAX_IMAGES)
+        check_bool("metadata", self.metadata)
         scale = self.guidance_scale
         if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not math.isfinite(scale):
             raise ValueError(f"guidance_scale {scale!r} is not a finite number; 5 is usual")

@@ -159,8 +159,9 @@ class GatherSlot(Slot):
         """x: [B, own tokens, C] -> [B, all tokens, C] in row order."""
         if self.alone:
             return x
-        self.update(x)
         exchange = self.exchange
+        exchange.watch(self, x)
+        self.update(x)
         return torch.cat([x if p == exchange.patch else self.arrived(p, x) for p in range(exchange.patches)], dim=1)
 
 

@@ -50,6 +50,9 @@ class StepDone:
     sent_bytes: int  # payload this rank sent to its peers in this step
     memory_mb: float
     buffer_mb: float = 0.0  # MiB of it that hold activations of peers and messages to them
+    # |k(t) - k(t-1)| / |k(t)| of one layer's keys on this rank's rows: what stale values are off by. None in the first
+    # step, and where ranks do not see each other's activations.
+    change: float | None = None
     latents: Any = None  # rank 0: clean latents as foreseen by the last timestep done, [images, 4, H/8, W/8]
 
 

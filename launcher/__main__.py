@@ -50,13 +50,15 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="PNG", help="where the picture goes")
     parser.add_argument("--seed", type=int, help="(default: random)")
     add_picture_options(parser)
+    parser.add_argument("--no-metadata", action="store_true", help="leave the settings out of the PNG")
     add_group_options(parser)
     parser.add_argument("--report", type=Path, metavar="JSON", help="write the figures of every step and rank there")
     parser.set_defaults(run=_generate)
 
 
 def _generate(words: argparse.Namespace) -> None:
-    request, config = request_of(words, prompt=words.prompt, seed=words.seed), config_of(words)
+    request = request_of(words, prompt=words.prompt, seed=words.seed, metadata=not words.no_metadata)
+    config = config_of(words)
     if words.report is not None:
         check_target(words.report, "report.json")
     report = make_picture(

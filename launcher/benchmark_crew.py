@@ -65,14 +65,15 @@ class BenchmarkCrew:
         job: dict[str, Any] = {
             "request": as_parameters(request),
             "picture": str(self._folder / f"{row.name}.png"),
-            "text": request.prompt,
+            "chunks": {},
             "threads": row.threads,
         }
         if row.config is None:
             answers = self._ask([None], job)
         else:
             job["config"] = as_parameters(row.config)
-            job["text"] = png.parameters(request, row.config, model=self.hellos[0]["model"], ranks=self._world)
+            about = {name: self.hellos[0][name] for name in ("model", "device")}
+            job["chunks"] = png.chunks(request, row.config, **about, ranks=self._world)
             # The engine wants to be called on all ranks. Those that rest do so at once, before any clock runs.
             self._ask(range(row.ranks, self._world), job)
             answers = self._ask(range(row.ranks), job)

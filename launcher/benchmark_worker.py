@@ -113,7 +113,7 @@ def _serve(sock: socket.socket, make: Callable[[GenerationRequest, Frame], Made]
         images, seconds, steps = make(as_request(job["request"]), job)
         made = time.perf_counter()
         if images:
-            png.save(images[0], Path(job["picture"]), job["text"])
+            png.save(images[0], Path(job["picture"]), job["chunks"])
         end = time.perf_counter()
         steps = [[round(figure, 4) for figure in step] for step in steps]  # so that a thousand fit a frame
         wire.send(sock, {"total_s": end - start, "seconds": {**seconds, "save": end - made}, "steps": steps})

@@ -214,7 +214,7 @@ def make(work: errand.Errand) -> dict[str, Any] | None:
         _, finished = follow(engine.generate(request, own))
         if mesh.rank == 0:
             saving = time.perf_counter()
-            chunk = png.parameters(request, own, model=engine.info.name, ranks=mesh.size)
+            chunk = png.chunks(request, own, model=engine.info.name, device=engine.info.device, ranks=mesh.size)
             png.save(finished.images[0], pictures.picture(folder, index), chunk, via=via)
             seconds = {**finished.seconds, "save": time.perf_counter() - saving}
             pictures.add_seconds(folder, index, seconds)

@@ -4,6 +4,7 @@ a rank. No hub and no page; how the picture is made is the engine's business.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -72,7 +73,16 @@ def make(work: errand.Errand) -> dict[str, Any] | None:
     steps, finished = follow(engine.generate(request, config), show=mesh.rank == 0 and sys.stdout.isatty())
     figures = torch.tensor(
         [
-            [s.phase == "stale", s.compute_ms, s.wait_ms, s.sent_bytes, s.evaluations, s.memory_mb, s.buffer_mb]
+            [
+                s.phase == "stale",
+                s.compute_ms,
+                s.wait_ms,
+                s.sent_bytes,
+                s.evaluations,
+                math.nan if s.change is None else s.change,
+                s.memory_mb,
+                s.buffer_mb,
+            ]
             for s in steps
         ],
         dtype=torch.float64,
@@ -83,8 +93,8 @@ def make(work: errand.Errand) -> dict[str, Any] | None:
     if mesh.rank != 0:
         return None
     saving = time.perf_counter()
-    text = png.parameters(request, config, model=engine.info.name, ranks=mesh.size)
-    paths = png.save_all(finished.images, Path(job["output"]), text)
+    chunks = png.chunks(request, config, model=engine.info.name, device=engine.info.device, ranks=mesh.size)
+    paths = png.save_all(finished.images, Path(job["output"]), chunks)
     return make_report(
         request=as_parameters(request),
         config=as_parameters(config),
@@ -101,7 +111,13 @@ def make(work: errand.Errand) -> dict[str, Any] | None:
 
 
 def _figures(
-    stale: float, compute_ms: float, wait_ms: float, sent_bytes: float, evaluations: float, *_: float
+    stale: float,
+    compute_ms: float,
+    wait_ms: float,
+    sent_bytes: float,
+    evaluations: float,
+    change: float,
+    *_: float,
 ) -> StepFigures:
     return StepFigures(
         phase="stale" if stale else "sync",
@@ -109,6 +125,7 @@ def _figures(
         wait_ms=wait_ms,
         sent_bytes=int(sent_bytes),
         evaluations=int(evaluations),
+        change=None if math.isnan(change) else change,
     )
 
 

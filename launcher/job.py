@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from launcher import messages as m
@@ -169,6 +169,7 @@ class Job:
                         wait_ms=s.wait_ms,
                         sent_bytes=s.sent_bytes,
                         evaluations=s.evaluations,
+                        change=s.change,
                     )
                     for s in step
                 ]
@@ -204,6 +205,7 @@ class Job:
             step=step,
             steps=self.steps,
             phases="".join("S" if s.phase == "sync" else "d" for s in self.ranks[0].steps[:made]) if self.ranks else "",
+            changes=tuple(_change(step) for step in zip(*(rank.steps for rank in self.ranks), strict=False)),
             ms_per_step=ms_per_step,
             seconds_left=left,
             lanes=tuple(
@@ -216,6 +218,12 @@ class Job:
             request=self.request,
             config=self.config,
         )
+
+
+def _change(step: tuple[m.Step, ...]) -> float | None:
+    """The mean over the ranks that know it."""
+    known = [rank.change for rank in step if rank.change is not None]
+    return fmean(known) if known else None
 
 
 def _lane(index: int, rank: RankWork, pace: list[float], hellos: Mapping[int, m.Hello]) -> Lane:

@@ -42,6 +42,11 @@ def _number(name: str, value: Any) -> None:
         raise ValueError(f"{name} {value!r:.80} is not a number from 0")
 
 
+def _number_if_known(name: str, value: Any) -> None:
+    if value is not None:
+        _number(name, value)
+
+
 def _object(name: str, value: Any) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is not an object")
@@ -76,6 +81,7 @@ Name = Annotated[str, _form(r"[0-9a-z-]{1,40}")]  # of a request or of a generat
 StepIndex = Annotated[int, _whole(-1, MAX_STEPS)]  # -1: before the first; `steps`: the decode
 Flag = Annotated[bool, check_bool]
 Amount = Annotated[float, _number]
+MaybeAmount = Annotated[float | None, _number_if_known]
 Reason = Annotated[str, _text(1000)]
 Parameters = Annotated[dict[str, Any], _object]
 
@@ -202,6 +208,7 @@ class Step(Message):
     sent_bytes: Annotated[int, _whole(0, 2**50)]
     memory_mb: Amount
     buffer_mb: Amount = 0.0
+    change: MaybeAmount = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,64 +1,84 @@
 """Pictures on disk: PNG files that carry their settings and appear whole or not at all. Which name they get is the
 caller's business.
+
+A file carries settings only, never what was measured: same picture, same settings, same bytes. Seconds differ from run
+to run and stand in the report.
 """
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distri_engine.bands import used_ranks
-from distri_engine.config import DistriConfig, Parallelism, SyncMode, check_factors
+from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
+from launcher import infotext
 from launcher.files import whole_file
+from launcher.schema import as_parameters
 
 PICTURES = "pictures"  # in the data folder: where the page's pictures go, and all that it serves of that folder
+OURS, COMMON = "distrifusion", "parameters"  # the text chunks: all there is to know, and what other programs read
+FORMAT = 1  # of our chunk
+MAX_TEXT = 2**16  # characters of a chunk that are read
 
-_SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm-solver": "DPM++ 2M"}
 
+def chunks(request: GenerationRequest, config: DistriConfig, *, model: str, device: str, ranks: int) -> dict[str, str]:
+    """The text chunks of a picture by keyword; none if the request does not want them.
 
-def parameters(request: GenerationRequest, config: DistriConfig, *, model: str, ranks: int) -> str:
-    """The settings in the form that other programs read from a PNG's `parameters` chunk. `ranks`: of the group."""
-    negative = [f"Negative prompt: {request.negative_prompt}"] if request.negative_prompt else []
+    `model` and `device` as people call them; `ranks` of the group, of which the picture may have used fewer.
+    """
+    if not request.metadata:
+        return {}
+    topology = {"model": model, "device": device, "ranks": ranks, "used": used_ranks(config, ranks)}
     settings = {
-        "Steps": request.steps,
-        "Sampler": _SAMPLERS[request.scheduler],
-        "CFG scale": f"{request.guidance_scale:g}",
-        "Seed": request.seed,
-        "Size": f"{request.width}x{request.height}",
-        "Model": model,
-        "Parallelism": config.parallelism.value,
-        "Mode": config.mode.value,
-        "Warm-up": config.warmup_steps,
-        "Split scheme": config.split_scheme.value,
-        "Split batch": config.split_batch,
-        "Ranks": used_ranks(config, ranks),
+        "format": FORMAT,
+        "request": as_parameters(request),
+        "config": as_parameters(config),
+        "topology": topology,
     }
-    if config.parallelism is Parallelism.PATCH and config.mode is SyncMode.EXTRAPOLATED:
-        for name, title in (("extrapolation", "Extrapolation"), ("extrapolation_memory", "Extrapolation memory")):
-            settings[title] = " ".join(f"{factor:g}" for factor in check_factors(name, getattr(config, name), 2))
-    if config.parallelism is Parallelism.PARADIGMS:
-        settings["Picard window"] = config.picard_window or settings["Ranks"]
-        settings["Picard tolerance"] = f"{config.picard_tolerance:g}"
-    return "\n".join([request.prompt, *negative, ", ".join(f"{name}: {value}" for name, value in settings.items())])
+    return {
+        COMMON: infotext.write(request, config, model=model, ranks=ranks),
+        OURS: json.dumps(settings, separators=(",", ":")),
+    }
 
 
-def save(image: Any, path: Path, text: str, *, via: Path | None = None) -> None:
-    """Write a PIL picture with its `parameters`: same picture, same settings, same bytes. `via` as in `whole_file`.
+def read(data: bytes) -> dict[str, str]:
+    """The text chunks that stand before the picture in a PNG file, or in the beginning of one. Nobody's word is taken
+    for anything in them. Raises ValueError for what is no PNG.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            found = dict(image.info)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise ValueError("this is not a PNG picture; settings are read from PNG files") from None
+    return {
+        name: str(text) for name in (OURS, COMMON) if isinstance(text := found.get(name), str) and len(text) <= MAX_TEXT
+    }
+
+
+def save(image: Any, path: Path, chunks: Mapping[str, str], *, via: Path | None = None) -> None:
+    """Write a PIL picture with its text chunks: same picture, same settings, same bytes. `via` as in `whole_file`.
 
     Raises OSError.
     """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_text("parameters", text)
+    for name, text in chunks.items():
+        info.add_text(name, text)
     with whole_file(path, via=via) as file:
         image.save(file, format="PNG", pnginfo=info)
 
 
-def save_all(images: list[Any], path: Path, text: str) -> list[Path]:
+def save_all(images: list[Any], path: Path, chunks: Mapping[str, str]) -> list[Path]:
     """Save a batch as `x.png`, `x-2.png`, ... and return the paths."""
     paths = [path if n == 0 else path.with_name(f"{path.stem}-{n + 1}{path.suffix}") for n in range(len(images))]
     for image, where in zip(images, paths, strict=True):
-        save(image, where, text)
+        save(image, where, chunks)
     return paths

@@ -18,6 +18,7 @@ class StepFigures:
     wait_ms: float
     sent_bytes: int
     evaluations: int  # timesteps on which it ran the UNet
+    change: float | None = None  # how far activations moved, relative to their size; None: unknown
 
 
 def make_report(
@@ -57,6 +58,7 @@ def make_report(
                         "compute_ms": round(one.compute_ms, 3),
                         "wait_ms": round(one.wait_ms, 3),
                         "sent_bytes": one.sent_bytes,
+                        "change": None if one.change is None else round(one.change, 5),
                     }
                     for one in ranks
                 ],

@@ -49,6 +49,9 @@ class Update:
     step: int = 0  # timesteps that are done; a step of the engine may do several at once
     steps: int = 0  # timesteps of the whole picture
     phases: str = ""  # one letter per finished step of the engine: "S" sync, "d" displaced (stale)
+    # How far activations moved in each finished step of the engine, relative to their size; mean of the ranks, None
+    # where nobody knows.
+    changes: tuple[float | None, ...] = ()
     ms_per_step: float = 0.0  # for one timestep: median of the slowest rank's finished steps
     seconds_left: float = 0.0
     lanes: tuple[Lane, ...] = ()

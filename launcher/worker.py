@@ -45,7 +45,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[m.Join | m.Rest | tuple[m.Prepare, Lease]] = queue.SimpleQueue()
         self._lease = Lease()
         self._previews: Previewer | None = None
-        self._model = ""
+        self._about = {"model": "", "device": ""}  # what pictures say of their making
         threading.Thread(target=self._control, name="control", daemon=True).start()
 
     # --- control thread ---
@@ -87,7 +87,7 @@ class Worker:
         if self._loop is not None:
             feed = self._loop.feed
             self._previews = Previewer(engine.preview, lambda req, uri: feed(Previewed(req, uri)))
-        self._model = engine.info.name
+        self._about = {"model": engine.info.name, "device": engine.info.device}
         freeze_garbage_collector()
         self._introduce(engine, device)
         while True:
@@ -202,6 +202,7 @@ class Worker:
                 sent_bytes=event.sent_bytes,
                 memory_mb=event.memory_mb,
                 buffer_mb=event.buffer_mb,
+                change=event.change,
             )
         )
 
@@ -211,10 +212,10 @@ class Worker:
         if self._loop is None:
             return m.Ended(req=req, why="done", step=last)
         begin = time.perf_counter()
-        text = png.parameters(request, config, model=self._model, ranks=self._place.world_size)
+        chunks = png.chunks(request, config, **self._about, ranks=self._place.world_size)
         folder = self._loop.journal.folder / png.PICTURES
         folder.mkdir(mode=0o700, exist_ok=True)
-        paths = png.save_all(event.images, folder / f"{req}.png", text)
+        paths = png.save_all(event.images, folder / f"{req}.png", chunks)
         seconds = {**event.seconds, "save": time.perf_counter() - begin}
         return m.Ended(req=req, why="done", step=last, pictures=tuple(map(str, paths)), seconds=seconds)
 

@@ -143,6 +143,13 @@
         node.drawBars = () => bars(node.querySelector("canvas"), lane, value.steps || 1, value.phases || "", top);
         node.drawBars();
       });
+      const drift = root.querySelector(".df-drift");
+      const { values = [], text = "–", meaning = "", alt = "" } = value.drift || {};
+      set(drift.querySelector("b"), text);
+      set(drift.querySelector("p"), meaning);
+      drift.querySelector("canvas").setAttribute("aria-label", alt);
+      drift.drawBars = () => driftBars(drift.querySelector("canvas"), values, value.steps || 1, value.phases || "");
+      drift.drawBars();
     },
 
     cards(root, value) {
@@ -199,9 +206,17 @@
       set(root.querySelector(".df-why"), value.text || "");
     },
 
+    recover(root, value, trigger) {
+      const chosen = root.querySelector("input");
+      chosen.onchange = () => { offer(chosen.files, trigger); chosen.value = ""; };
+      catchDrops(trigger);
+    },
+
     links(root, value) {
       const download = root.querySelector(".df-download");
-      download.setAttribute("aria-disabled", String(!value.path));
+      const bundle = root.querySelector(".df-bundle");
+      all(root, "a").forEach((link) => link.setAttribute("aria-disabled", String(!value.path)));
+      if (value.ids) bundle.href = new URL("gradio_api/bundle.zip?" + new URLSearchParams(value.ids.map((id) => ["id", id])), document.baseURI).href;
       if (value.path) { download.href = address({ path: value.path }); download.download = value.name || "picture.png"; }
       root.querySelector(".df-copy").onclick = (event) => copyLink(event.currentTarget, value.link || {});
     },
@@ -223,17 +238,39 @@
     return lane;
   }
 
-  function bars(canvas, lane, steps, phases, top) {
+  // An empty canvas in device pixels, with the room for one step; null while it is not shown.
+  function blank(canvas, steps) {
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-    if (!width || !height) return;
+    if (!width || !height) return null;
     if (canvas.width !== Math.round(width * ratio)) canvas.width = Math.round(width * ratio);
     if (canvas.height !== Math.round(height * ratio)) canvas.height = Math.round(height * ratio);
     const pen = canvas.getContext("2d");
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     const slot = width / steps;
-    const gap = slot > 4 ? 1.5 : slot > 2 ? 0.5 : 0;
+    return { pen, height, slot, gap: slot > 4 ? 1.5 : slot > 2 ? 0.5 : 0 };
+  }
+
+  // One bar a step: steps that waited for fresh values in the colour of the text, stale ones in the accent's.
+  function driftBars(canvas, values, steps, phases) {
+    const sheet = blank(canvas, steps);
+    if (!sheet) return;
+    const { pen, height, slot, gap } = sheet;
+    const style = getComputedStyle(canvas);
+    const top = Math.max(1e-9, ...values.map((value) => value || 0));
+    values.forEach((value, index) => {
+      if (value === null) return;
+      const tall = Math.max(1.5, (value / top) * height);
+      pen.fillStyle = style.getPropertyValue(phases[index] === "d" ? "--accent" : "--faint");
+      pen.fillRect(index * slot, height - tall, Math.max(slot - gap, 0.5), tall);
+    });
+  }
+
+  function bars(canvas, lane, steps, phases, top) {
+    const sheet = blank(canvas, steps);
+    if (!sheet) return;
+    const { pen, height, slot, gap } = sheet;
     const room = height - 4;
     const marks = getComputedStyle(canvas).getPropertyValue("--faint");
     (lane.bars || []).forEach(([compute, wait], index) => {
@@ -284,6 +321,32 @@
     canvas.classList.toggle("df-sliding", canvas.dataset.view === "slider" && ready);
   }
 
+  // Settings stand before the picture: only the beginning of the file travels.
+  function offer(files, trigger) {
+    if (!files.length) return;
+    const reader = new FileReader();
+    reader.onload = () => trigger("upload", { file: reader.result });
+    reader.readAsDataURL(files[0].slice(0, 2 ** 20));
+  }
+
+  // A file may be dropped anywhere; without this the browser would leave the page for it.
+  function catchDrops(trigger) {
+    if (document.querySelector("body > .df-drop")) return;
+    const veil = make("div", "df-drop", document.body);
+    make("p", "", veil).textContent = "Drop the picture: its settings come back";
+    show(veil, false);
+    const holdsFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+    const on = (name, act) => document.addEventListener(name, (event) => {
+      if (!holdsFile(event)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      act(event);
+    }, true);
+    on("dragover", () => show(veil, true));
+    on("dragleave", (event) => { if (!event.relatedTarget) show(veil, false); });
+    on("drop", (event) => { show(veil, false); offer(event.dataTransfer.files, trigger); });
+  }
+
   function write(text) {
     const box = document.querySelector("#prompt textarea");
     box.value = text;
@@ -323,7 +386,7 @@
   }
 
   function redrawBars() {
-    all(document, ".df-lane").forEach((lane) => lane.drawBars && lane.drawBars());
+    all(document, ".df-lane, .df-drift").forEach((lane) => lane.drawBars && lane.drawBars());
   }
 
   function keys(event) {

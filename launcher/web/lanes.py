@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from launcher.schema import Lane, Status, Update
-from launcher.web.names import amount, method_name, milliseconds
+from launcher.web.names import amount, method_name, milliseconds, percent
 
 TITLE = "Live per-device latency"
+# What the drift of activations means, by mode.
+MEANING = {
+    "full_sync": "Every step waited for fresh values: nothing was off.",
+    "no_sync": "The others' values stay as the warm-up left them, and get further off.",
+    "extrapolated": "So far off are stale values; foresight makes up for part of it.",
+}
+OFF = "So far off is what a stale step uses of the others."
 WORDS = {"lost": "restarting", "queued": "waiting", "cancelled": "stopped"}
 
 
@@ -18,7 +26,8 @@ def resting(status: Status) -> dict[str, Any]:
         {"rank": rank, "name": _name(rank, status.device), "state": "rest", "status": "sleeping"}
         for rank in range(status.ranks)
     ]
-    return {"title": TITLE, "lanes": rows, "foot": "Devices sleep between pictures."}
+    drift = _no_drift("Told while displaced patches are at work.")
+    return {"title": TITLE, "lanes": rows, "drift": drift, "foot": "Devices sleep between pictures."}
 
 
 def live(update: Update) -> dict[str, Any]:
@@ -30,8 +39,31 @@ def live(update: Update) -> dict[str, Any]:
         "lanes": [_lane(lane, update) for lane in update.lanes],
         "steps": max([_slots(lane, update.steps) for lane in update.lanes], default=update.steps),
         "phases": update.phases if _warms_up(update.config) else "",
+        "drift": _drift(update),
         "foot": f"Slowest device sets the pace: {milliseconds(max(paces))} ms" if len(paces) > 1 and any(paces) else "",
     }
+
+
+def _drift(update: Update) -> dict[str, Any]:
+    """How far activations moved in every step, which is what stale values are off by."""
+    if update.config.get("parallelism", "patch") != "patch":
+        return _no_drift("This method passes no activations on.")
+    meaning = MEANING.get(str(update.config.get("mode")), OFF)
+    known = [change for change in update.changes if change is not None]
+    if not known:
+        return _no_drift(meaning)
+    stale = [change for change, phase in zip(update.changes, update.phases, strict=True) if change and phase == "d"]
+    now = f"{percent(median(stale))} in stale steps" if stale else percent(known[-1])
+    return {
+        "values": [None if change is None else round(change, 5) for change in update.changes],
+        "text": now,
+        "meaning": meaning,
+        "alt": f"Activations moved by {percent(known[0])} from the first step to the second, lately by {now}",
+    }
+
+
+def _no_drift(meaning: str) -> dict[str, Any]:
+    return {"values": [], "text": "–", "meaning": meaning, "alt": "Nothing is known yet of how far activations moved"}
 
 
 def _slots(lane: Lane, steps: int) -> int:

@@ -51,6 +51,11 @@ def seconds_text(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
+def percent(share: float) -> str:
+    """ "3.4 %" below ten, "48 %" above."""
+    return f"{100 * share:.1f} %" if share < 0.0995 else f"{100 * share:.0f} %"
+
+
 def amount(size: float) -> str:
     """Bytes for people: "840 B", "1.2 MB"."""
     for unit in ("B", "kB", "MB"):

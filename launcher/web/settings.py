@@ -47,7 +47,9 @@ DEFAULTS: dict[str, Any] = {
     "auto_warmup": False,
     "split_scheme": SplitScheme.ROW.value,
     "split_batch": "auto",
+    "metadata": True,
 }
+SWITCHES = ("auto_warmup", "metadata")
 WHOLE_NUMBERS = ("width", "height", "steps", "seed", "warmup_steps")
 CHOICES = {
     "run": tuple(RUNS),
@@ -71,6 +73,7 @@ LABELS = {
     "auto_warmup": "End the warm-up by itself",
     "split_scheme": "Cut of naive patches",
     "split_batch": "Spread guidance over devices",
+    "metadata": "Settings in the PNG",
 }
 INFO = {
     "run": "Baselines use the same prompt and seed, after the DistriFusion picture.",
@@ -88,6 +91,7 @@ INFO = {
     "auto_warmup": "After the first step in which the activations hardly changed.",
     "split_scheme": "Rows, columns, or both in turn.",
     "split_batch": "Half of the devices take each guidance branch; auto: from 4 devices up, or as method Auto decides.",
+    "metadata": "The file says how to make it again: prompt, seed and everything above.",
 }
 WORDS = {
     "ddim": "DDIM",
@@ -176,6 +180,7 @@ def plan(values: Mapping[str, Any], status: Status, auto: Chooser | None = None)
         guidance_scale=values["guidance_scale"],
         seed=secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
         scheduler=values["scheduler"],
+        metadata=values["metadata"],
     )
     ranks = None if values["ranks"] == "auto" else int(values["ranks"])
     left_to_auto = values["parallelism"] == "auto"
@@ -247,7 +252,7 @@ def from_link(query: Mapping[str, str], ranks: int = MAX_RANKS) -> tuple[dict[st
                 values[name] = int(text)
             elif name == "guidance_scale":
                 values[name] = float(text)
-            elif name == "auto_warmup":
+            elif name in SWITCHES:
                 values[name] = {"True": True, "False": False}[text]
             elif name in choices and text not in choices[name]:
                 raise ValueError

@@ -26,6 +26,11 @@ def logo() -> str:
     return (ASSETS / "logo.svg").read_text(encoding="utf-8")
 
 
+def explanation() -> str:
+    """The panel "What am I looking at?", with its drawing."""
+    return (ASSETS / "explain.html").read_text(encoding="utf-8")
+
+
 def on_load(panel: str) -> str:
     """The js_on_load of a panel: hands the element to page.js, which may be there already or come later."""
     return f"(window.distriPanels ??= []).push(['{panel}', element, props, watch, trigger]);"
@@ -68,10 +73,16 @@ LANES = """
 <section class="df-lanes" aria-label="Latency of every device">
   <div class="df-lanes-head"><h2></h2><span></span></div>
   <div class="df-lanes-list"></div>
+  <div class="df-drift">
+    <h3>Activations moved</h3><b></b>
+    <canvas role="img"></canvas>
+    <p></p>
+  </div>
   <div class="df-lanes-foot">
     <span class="df-key"><i class="df-key-compute"></i>compute</span>
     <span class="df-key"><i class="df-key-wait"></i>waiting</span>
     <span class="df-key"><i class="df-key-sync"></i>warm-up step</span>
+    <span class="df-key df-key-drift"><i class="df-key-stale"></i>stale step</span>
     <p></p>
   </div>
 </section>"""
@@ -86,6 +97,19 @@ CHIPS = """<div class="df-chips" aria-label="Example prompts"></div>"""
 
 WHY = """<p class="df-why" role="status"></p>"""
 
+RECOVER = """
+<div class="df-recover">
+  <label class="df-button"><input type="file" accept="image/png,.png" aria-describedby="df-recover-how">
+    <svg viewBox="0 0 20 20" aria-hidden="true"><path d="M3 12.5V17h14v-4.5M10 13V3M6 7l4-4 4 4" fill="none"
+    stroke="currentColor" stroke-width="1.6" stroke-linecap="round" stroke-linejoin="round"/></svg>
+    Settings from a picture</label>
+  <span id="df-recover-how">or drop it here</span>
+</div>"""
+
 LINKS = """
-<div class="df-links"><a class="df-button df-download" download aria-disabled="true">Download PNG</a>
+<div class="df-links">
+<a class="df-button df-download" download aria-disabled="true" aria-label="Download PNG"
+title="The picture"><i></i>PNG</a>
+<a class="df-button df-bundle" download aria-disabled="true" aria-label="Download ZIP of all pictures and the report"
+title="All pictures and the report"><i></i>ZIP</a>
 <button type="button" class="df-button df-copy">Copy link</button></div>"""

@@ -14,7 +14,7 @@ from launcher.auto import Auto
 from launcher.client import Client
 from launcher.journal import REMEMBERED
 from launcher.schema import Record, Refused, Update
-from launcher.web import cards, gallery, header, lanes, settings, stage
+from launcher.web import cards, gallery, header, lanes, recover, settings, stage
 from launcher.web.take import Take, by_method
 
 Frame = dict[str, Any]
@@ -215,6 +215,13 @@ class Visits:
                 return self._bring_back(group)
         raise ValueError("This picture is no longer in the history")
 
+    def recover(self, file: str) -> tuple[Frame, list[str]]:
+        """The settings of a dropped picture, the beginning of its file as a data URI; also returns what will be
+        different. Raises ValueError if there are none. What runs and what is shown stay.
+        """
+        values, notes = recover.controls(recover.decode(file), self.client.status())
+        return self._fill(values), notes
+
     def _bring_back(self, records: Sequence[Record]) -> Frame:
         takes = by_method(list(reversed(records)))  # oldest first: the one that was asked for before its baselines
         if not takes:
@@ -326,9 +333,14 @@ def why(plan: Mapping[str, Any] | None) -> Frame:
 
 
 def links(takes: Mapping[str, Take]) -> Frame:
-    """Where the main picture can be downloaded, and the link that makes it again."""
+    """Where the main picture and the zip of all can be downloaded, and the link that makes it again."""
     if not takes:
         return {}
     main = next(iter(takes.values()))
     values = settings.of_picture(main.request, main.config, list(takes))
-    return {"path": main.picture, "name": f"{main.request['seed']}.png", "link": settings.to_link(values)}
+    return {
+        "path": main.picture,
+        "name": f"{main.request['seed']}.png",
+        "ids": [take.id for take in takes.values()],
+        "link": settings.to_link(values),
+    }

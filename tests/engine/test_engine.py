@@ -106,12 +106,15 @@ def test_events_and_resting_ranks() -> None:
     assert [step.phase for step in steps] == ["sync"] * 3 + ["stale"] * 5
     assert [step.step for step in steps] == list(range(8))
     assert all(step.steps == 8 and step.compute_ms > 0 and step.wait_ms >= 0 and step.sent_bytes > 0 for step in steps)
+    assert [step.change is None for step in steps] == [True] + [False] * 7
+    assert steps[1].change > 3 * steps[-1].change > 0  # neighbouring steps are nearly alike: why displacement works
     assert set(first[0][2]) == {"text", "denoise", "decode"}
     assert second[0][0] is None
     # One device: rank 0 does everything, and the other says that it rests.
     prepared, *steps = second[1][1]
     assert (prepared.box, prepared.branch) == (None, "none")
     assert all(step.compute_ms == step.sent_bytes == 0 for step in steps)
+    assert not any(step.change for step in first[1][1][1:] + first[2][1][1:])  # nobody sees anybody's activations
     assert first[1][1][0].box == (0, 0, 256, 256)
     # The guidance branches on two ranks: each has the whole picture.
     assert [rank[2][1][0].branch for rank in (first, second)] == ["unconditional", "conditional"]

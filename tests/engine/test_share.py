@@ -9,6 +9,7 @@ from distri_engine import DistriConfig
 from distri_engine.evaluation.models import unet_inputs, unet_on_meta
 from distri_engine.evaluation.profile import profile
 from distri_engine.evaluation.share import fill, real_inputs, share_of_step
+from distri_engine.evaluation.work import work_of
 from tests.support.models import DEMO_MODEL
 
 

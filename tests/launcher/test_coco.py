@@ -183,8 +183,8 @@ def undisturbed(folder: str) -> None:
             request = GenerationRequest(prompt=caption, seed=seed, height=128, width=128, steps=2)
             *_, finished = engine.generate(request, config)
             if rank == 0:
-                text = png.parameters(request, config, model="embedded demo model", ranks=2)
-                png.save(finished.images[0], Path(folder) / f"000{seed}.png", text)
+                chunks = png.chunks(request, config, model="embedded demo model", device="CPU", ranks=2)
+                png.save(finished.images[0], Path(folder) / f"000{seed}.png", chunks)
         engine.detach()
 
 

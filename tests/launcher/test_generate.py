@@ -93,6 +93,22 @@ def test_bad_arguments_are_one_sentence_and_start_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("options", "metadata"), [([], True), (["--no-metadata"], False)])
+def test_settings_in_the_picture_can_be_left_out(
+    options: list[str], metadata: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[GenerationRequest] = []
+
+    def make_picture(request: GenerationRequest, *_: Any, **__: Any) -> None:
+        asked.append(request)
+        raise Failed("enough")
+
+    monkeypatch.setattr("launcher.__main__.make_picture", make_picture)
+    with pytest.raises(SystemExit, match="1"):
+        main(["generate", "--prompt", "x", "--output", str(tmp_path / "x.png"), *options])
+    assert [request.metadata for request in asked] == [metadata]
+
+
 def test_prompt_and_output_are_needed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--prompt, --output" in refused(monkeypatch, capsys)
 
@@ -185,3 +201,4 @@ def test_the_real_engine_from_the_command_line(tmp_path: Path) -> None:
     with Image.open(tmp_path / "x.png") as image:
         assert "Parallelism: paradigms" in image.info["parameters"]
         assert "Picard window: 3, Picard tolerance: 100" in image.info["parameters"]
+        assert json.loads(image.info["distrifusion"])["topology"]["device"] == "CPU"

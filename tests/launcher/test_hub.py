@@ -25,6 +25,8 @@ def test_a_picture_from_the_queue_to_the_history() -> None:
     assert (update.state, update.step, update.phases, update.picture) == ("done", 4, "SSSS", "/x.png")
     assert update.report is not None
     assert [len(step["ranks"]) for step in update.report["steps"]] == [2] * 4
+    assert update.changes == pytest.approx((None, 0.15, 0.15, 0.15))
+    assert [rank["change"] for rank in update.report["steps"][3]["ranks"]] == [0.1, 0.2]
     assert group.entries(job.id) == ["try", "finished"]
     assert group.hub.state == "idle"
 

@@ -33,8 +33,11 @@ def test_exactly_three_names(page_server: tuple[str, FakeClient]) -> None:
 @pytest.mark.parametrize(
     ("name", "last"),
     [
-        ("/generate", [("split_batch", None), ("picard_window", None), ("picard_tolerance", 0.1)]),
-        ("/compare", [("split_batch", None)]),
+        (
+            "/generate",
+            [("split_batch", None), ("picard_window", None), ("picard_tolerance", 0.1), ("metadata", True)],
+        ),
+        ("/compare", [("split_batch", None), ("metadata", True)]),
     ],
 )
 def test_parameters_and_their_defaults(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from PIL import Image
 
 from tests.support.browser import DESKTOP, PHONE, Visitor
 from tests.support.fake_client import FakeClient
@@ -69,6 +73,12 @@ def test_comparison(visit: Visit, fake: FakeClient) -> None:
     assert "of one device's time" in visitor.text(".df-story")
     assert [str(config.parallelism) for _, config in fake.submitted] == ["patch", "naive_patch", "single"]
     assert len({request.seed for request, _ in fake.submitted}) == 1
+
+    with visitor.page.expect_download() as waiting:
+        visitor.page.get_by_label("Download ZIP").click()
+    assert waiting.value.suggested_filename == f"distrifusion-{visitor.seed()}.zip"
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert archive.namelist() == ["one-device.png", "naive.png", "distrifusion.png", "report.json"]
 
     visitor.choose("1 device | DistriFusion")
     visitor.page.wait_for_function("document.querySelector('.df-label').textContent === '1 device'")
@@ -275,6 +285,55 @@ def test_running_request_survives_a_reload(visit: Visit, fake: FakeClient) -> No
     assert len(fake.submitted) == 2
 
 
+def test_settings_from_a_picture(visit: Visit, fake: FakeClient, tmp_path: Path) -> None:
+    visitor = visit(path="?" + urlencode({"prompt": INJECTIONS[1], "steps": "9", "run": "DistriFusion"}))
+    visitor.wait_prompt(INJECTIONS[1])
+    visitor.press_generate()
+    visitor.wait_idle()
+    (path := tmp_path / "x.png").write_bytes(visitor.picture())
+
+    chooser = visit()
+    chooser.page.get_by_label("Settings from a picture").set_input_files(path)
+    chooser.wait_prompt(INJECTIONS[1])
+    assert chooser.seed() == visitor.seed()
+    assert not chooser.page.is_checked("#random-seed input")
+    assert chooser.toast() == "The settings of this picture are in the controls."
+    chooser.press_generate()
+    chooser.wait_idle()
+    assert chooser.picture() == path.read_bytes()
+
+    dropper = visit()
+    dropper.drop(path)
+    dropper.wait_prompt(INJECTIONS[1])
+    assert dropper.page.locator(".df-drop").is_hidden()
+    dropper.drop(Path(__file__))
+    dropper.page.get_by_text("This is not a PNG picture").wait_for()
+    assert [each.page.evaluate("window.__pwned") for each in (chooser, dropper)] == [None, None]
+    assert chooser.complaints + dropper.complaints == []
+
+
+def test_settings_stay_out_of_the_picture_where_that_is_wanted(visit: Visit) -> None:
+    visitor = visit(path="?" + urlencode({"prompt": "a secret", "run": "DistriFusion", "metadata": "False"}))
+    visitor.wait_prompt("a secret")
+    visitor.press_generate()
+    visitor.wait_idle()
+    with Image.open(io.BytesIO(visitor.picture())) as image:
+        assert image.info == {}
+
+
+def test_explanation_opens_by_keyboard_and_its_drawing_can_be_read_aloud(visit: Visit) -> None:
+    visitor = visit(size=PHONE)
+    body = visitor.page.locator(".df-explain-body")
+    assert body.is_hidden()
+    visitor.page.locator(".df-explain summary").focus()
+    visitor.page.keyboard.press("Enter")
+    assert body.is_visible()
+    drawings = visitor.page.locator(".df-explain").get_by_role("img")
+    assert drawings.count() == 3
+    assert all(len(each.get_attribute("aria-label") or "") > 80 for each in drawings.all())
+    assert visitor.sideways() <= 0
+
+
 def test_link(visit: Visit, fake: FakeClient) -> None:
     query = {"prompt": "from a link", "seed": "123", "steps": "7", "run": "DistriFusion", "mode": "full_sync"}
     query |= {"parallelism": "patch", "ranks": "1"}
@@ -320,6 +379,7 @@ def test_contrast(visit: Visit, dark: bool) -> None:
     visitor = visit(dark=dark)
     visitor.generate("a red house", run="+ Naive + 1 device")
     visitor.wait_idle()
+    visitor.page.click(".df-explain summary")
     weak = visitor.page.evaluate(CONTRAST)
     assert weak == []
 

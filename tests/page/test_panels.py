@@ -144,6 +144,31 @@ def test_lanes_make_room_for_the_steps_that_are_needed() -> None:
     assert lanes.live(done)["steps"] == 2
 
 
+@pytest.mark.parametrize(
+    ("mode", "meaning"),
+    [
+        ("corrected_async_gn", "So far off is what a stale step uses of the others."),
+        ("extrapolated", "So far off are stale values; foresight makes up for part of it."),
+        ("full_sync", "Every step waited for fresh values: nothing was off."),
+    ],
+)
+def test_how_far_activations_moved(mode: str, meaning: str) -> None:
+    update = Update(id="1", state="running", message="", steps=9, config={"parallelism": "patch", "mode": mode})
+    for nothing in (update, dataclasses.replace(update, changes=(None,), phases="S")):
+        assert (lanes.live(nothing)["drift"]["values"], lanes.live(nothing)["drift"]["meaning"]) == ([], meaning)
+    naive = dataclasses.replace(update, config={"parallelism": "naive_patch", "mode": mode})
+    assert lanes.live(naive)["drift"]["meaning"] == "This method passes no activations on."
+    warm = lanes.live(dataclasses.replace(update, changes=(None, 0.48), phases="SS"))["drift"]
+    assert (warm["text"], warm["values"]) == ("48 %", [None, 0.48])
+    changes = (None, 0.48, 0.0341, 0.02, 0.08)
+    assert lanes.live(dataclasses.replace(update, changes=changes, phases="SSddd"))["drift"] == {
+        "values": [*changes],
+        "text": "3.4 % in stale steps",
+        "meaning": meaning,
+        "alt": "Activations moved by 48 % from the first step to the second, lately by 3.4 % in stale steps",
+    }
+
+
 def test_lanes_and_strip() -> None:
     request = {"height": 256, "width": 256}
     update = Update(

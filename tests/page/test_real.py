@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -46,6 +47,7 @@ def test_comparison_of_three_real_pictures(visit_real: Callable[..., Visitor]) -
     visitor.page.wait_for_function("document.querySelector('.df-picture').src.startsWith('data:image/jpeg')")
     assert visitor.page.locator(".df-lane").count() == 2
     visitor.wait_idle(seconds=90)
+    assert visitor.text(".df-drift b").endswith("% in stale steps")
     visitor.page.wait_for_selector("#canvas.df-sliding")
     assert visitor.page.locator(".df-card[data-state=done]").count() == 3
     assert visitor.page.locator(".df-card-badge:not([hidden])").count() == 2
@@ -55,7 +57,7 @@ def test_comparison_of_three_real_pictures(visit_real: Callable[..., Visitor]) -
     assert visitor.strangers == []
 
 
-def test_same_seed_same_bytes(visit_real: Callable[..., Visitor]) -> None:
+def test_same_settings_same_bytes(visit_real: Callable[..., Visitor], tmp_path: Path) -> None:
     visitor = visit_real(path="?parallelism=patch")  # Auto may learn meanwhile that another method is faster
     visitor.advanced("steps", str(STEPS))
     visitor.generate("a yellow sailboat on the sea at sunset")
@@ -67,6 +69,14 @@ def test_same_seed_same_bytes(visit_real: Callable[..., Visitor]) -> None:
     visitor.wait_idle(seconds=60)
     assert visitor.picture() == first
     visitor.page.wait_for_function("document.querySelectorAll('.df-tile').length === 2")
+    (path := tmp_path / "x.png").write_bytes(first)
+    stranger = visit_real()
+    stranger.choose("DistriFusion")
+    stranger.drop(path)
+    stranger.wait_prompt("a yellow sailboat on the sea at sunset")
+    stranger.press_generate()
+    stranger.wait_idle(seconds=60)
+    assert stranger.picture() == first
 
 
 def test_stop_within_a_second_and_again(visit_real: Callable[..., Visitor]) -> None:

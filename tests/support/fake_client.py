@@ -22,6 +22,7 @@ from distri_engine.config import DistriConfig
 from distri_engine.evaluation.costs import known_costs
 from distri_engine.evaluation.machine import Machine
 from distri_engine.request import GenerationRequest
+from launcher import png
 from launcher.measure import Survey
 from launcher.model import DEMO_MODEL
 from launcher.png import PICTURES
@@ -123,6 +124,8 @@ class FakeClient:
         shown: Update | None = None
         while True:
             with self._changed:
+                if request_id not in self._updates:
+                    raise ValueError(f"there is no request {request_id!r:.60}")
                 while self._updates[request_id] is shown and not self._closed:
                     self._changed.wait(1)
                 shown = self._updates[request_id]
@@ -197,6 +200,7 @@ class FakeClient:
         histories: list[list[tuple[float, float]]] = [[] for _ in range(self.ranks)]
         rng = random.Random(request.seed)
         phases, preview, started = "", None, time.perf_counter()
+        changes: list[float | None] = []
         for step in range(steps):
             fault = self.fault(step) if attempt == 1 else ""
             if fault == "failed":
@@ -214,6 +218,7 @@ class FakeClient:
             time.sleep(self.step_seconds * scale)
             sync = method == "patch" and step <= config.warmup_steps
             phases += "S" if sync else "d"
+            changes.append(0.5 / step**0.9 if step and method == "patch" else None)
             for rank in range(users):
                 compute = 1000 * self.step_seconds * scale * rng.uniform(0.88, 1.0)
                 wait = compute * (0.35 if sync else rng.uniform(0.01, 0.05)) if users > 1 else 0.0
@@ -245,6 +250,7 @@ class FakeClient:
                 message=f"Step {step + 1} / {steps}",
                 step=step + 1,
                 phases=phases,
+                changes=tuple(changes),
                 ms_per_step=pace,
                 seconds_left=pace * (steps - step - 1) / 1000,
                 lanes=lanes,
@@ -255,7 +261,9 @@ class FakeClient:
         time.sleep(3 * self.step_seconds)
         path = self.folder / PICTURES / f"{id}.png"
         path.parent.mkdir(exist_ok=True)
-        picture.save(path)
+        resolved = config.replace(height=request.height, width=request.width)
+        about = {"model": self.model.name, "device": self.device, "ranks": self.ranks}
+        png.save(picture, path, png.chunks(request, resolved, **about))
         report = {
             "request": update.request,
             "config": update.config,

@@ -71,7 +71,8 @@ class ScriptedRank:
                 return self._end("error", error="boom", at=now)
             self.made[self.req] = self.step
             if upcoming < self.steps:
-                figures = {"compute_ms": 20.0, "wait_ms": 1.0, "sent_bytes": 1, "memory_mb": 1.0}
+                figures: dict[str, Any] = {"compute_ms": 20.0, "wait_ms": 1.0, "sent_bytes": 1, "memory_mb": 1.0}
+                figures["change"] = (self.rank + 1) / 10 if self.step else None
                 figures |= {"converged": min(converged + self.stride, self.steps), "evaluations": self.stride}
                 return m.Step(req=self.req, step=self.step, phase="sync", **figures)
             first = {"pictures": ("/x.png",), "seconds": {"text": 0.1}} if self.rank == 0 else {}
