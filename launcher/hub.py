@@ -55,6 +55,7 @@ class Hub:
         self._heard = started
         self._now = started
         self._out: list[Action] = []
+        self._died = False
         for job in backlog:
             self.jobs[job.id] = job
             self.queue.append(job)
@@ -90,8 +91,10 @@ class Hub:
     # --- what happens ---
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take one event at monotonic time `now`; return what to do, in order."""
+        """Take one event at monotonic time `now`; return what to do, in order. After a Die there is nothing to do."""
         self._now, self._out = now, []
+        if self._died:
+            return []
         match event:
             case Submitted(job):
                 self.jobs[job.id] = job
@@ -237,7 +240,7 @@ class Hub:
     # --- faults ---
 
     def _die(self, reason: str) -> None:
-        self.state, self.last_error = "dead", reason
+        self._died, self.state, self.last_error = True, "dead", reason
         job, self.current = self.current, None
         if job is not None:
             if job.stopped:
