@@ -55,6 +55,7 @@ class Hub:
         self._heard = started
         self._now = started
         self._out: list[Action] = []
+        self._died = False
         for job in backlog:
             self.jobs[job.id] = job
             self.queue.append(job)
@@ -90,8 +91,10 @@ class Hub:
     # --- what happens ---
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take one event at monotonic time `now`; return what to do, in order."""
+        """Take one event at monotonic time `now`; return what to do, in order. After a Die there is nothing to do."""
         self._now, self._out = now, []
+        if self._died:
+            return []
         match event:
             case Submitted(job):
                 self.jobs[job.id] = job
@@ -105,7 +108,7 @@ class Hub:
                 except ValueError as error:
                     self._die(f"rank {rank} sent what does not fit: {error}")
             case Lost(rank, reason):
-                self._die(f"rank {rank} {reason}{self._where()}")
+                self._die(f"rank {rank} {reason}{self._where(rank)}")
             case Previewed(req, uri):
                 if self.current and self.current.id == req:
                     self.current.preview = uri
@@ -237,7 +240,7 @@ class Hub:
     # --- faults ---
 
     def _die(self, reason: str) -> None:
-        self.state, self.last_error = "dead", reason
+        self._died, self.state, self.last_error = True, "dead", reason
         job, self.current = self.current, None
         if job is not None:
             if job.stopped:
@@ -251,13 +254,18 @@ class Hub:
     def _watch(self) -> None:
         silence = self._now - self._heard
         if self.current is not None and silence > self._patience(self.current):
-            behind = [rank for rank, one in enumerate(self.current.ranks) if one.finished == self.current.finished]
-            self._die(f"rank {behind[0]} stopped answering{self._where()}")
+            self._die(f"{self._silent(self.current)} stopped answering{self._where()}")
         elif self.state in ("joining", "rejoin") and silence > (patience := JOIN_S[self.roster.backend]):
             self._die(f"the ranks did not find each other in {patience:.0f} s")
         elif self.state == "idle" and silence > REST_S and self.roster.breakable and not self.roster.resting:
             self.roster.resting = True
             self._tell(m.Rest())
+
+    def _silent(self, job: Job) -> str:
+        """Who may be the one that hangs: those that are furthest behind. The others wait for them."""
+        working = {rank: one.finished for rank, one in enumerate(job.ranks) if not one.left}
+        behind = [str(rank) for rank, finished in working.items() if finished == min(working.values())]
+        return f"rank {behind[0]}" if len(behind) == 1 else f"one of the ranks {', '.join(behind)}"
 
     def _patience(self, job: Job) -> float:
         """Seconds of silence after which a rank is given up."""
@@ -268,7 +276,9 @@ class Hub:
             return max(30.0, 30 * slowest)
         return max(30.0 if self.roster.on_cuda else 3.0, 10 * slowest)  # on CUDA a step may capture graphs
 
-    def _where(self) -> str:
+    def _where(self, rank: int | None = None) -> str:
+        if rank is not None and rank not in self.roster.hellos:
+            return " while it loaded the model"
         return f" at step {self.current.finished + 2}" if self.current else ""
 
     def _tell(self, message: m.Message) -> None:

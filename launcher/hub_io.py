@@ -24,7 +24,6 @@ from launcher.hub import Hub
 from launcher.journal import Journal
 
 TICK_S = 0.5
-EXIT_LOST = 4  # exit code of every process of a group that lost a rank
 
 
 class HubLoop:
@@ -39,6 +38,7 @@ class HubLoop:
         self._selector.register(listener, selectors.EVENT_READ)
         self._listener = listener
         self._pids: dict[socket.socket, int] = {}
+        self._loading: dict[socket.socket, int | None] = {}  # ranks that have not said HELLO; None: a stranger
         self._ranks: dict[socket.socket, int] = {}
         self._socks: dict[int, socket.socket] = {}
 
@@ -72,6 +72,7 @@ class HubLoop:
         if found := wire.accept(self._listener):
             sock, pid = found
             self._pids[sock] = pid
+            self._loading[sock] = _rank_of_sibling(pid)
             self._selector.register(sock, selectors.EVENT_READ)
 
     def _read(self, sock: socket.socket) -> None:
@@ -96,16 +97,19 @@ class HubLoop:
             raise ValueError("the first word is a HELLO with its own process id")
         if message.rank in self._socks or message.rank >= self.hub.roster.world:
             raise ValueError(f"there is no free place for rank {message.rank}")
+        del self._loading[sock]
         self._ranks[sock] = message.rank
         self._socks[message.rank] = sock
         return message.rank
 
     def _drop(self, sock: socket.socket, reason: str) -> None:
         self._selector.unregister(sock)
+        rank = self._ranks.get(sock, self._loading.pop(sock, None))
+        if rank is not None:  # a stranger's bad manners concern nobody
+            self.feed(Lost(rank, reason))  # before the rank notices, so that the true reason is the one noted
+        self._ranks.pop(sock, None)
         self._pids.pop(sock, None)
         wire.close(sock)
-        if (rank := self._ranks.pop(sock, None)) is not None:  # a stranger's bad manners concern nobody
-            self.feed(Lost(rank, reason))
 
     def _do(self, action: Action) -> Event | None:
         match action:
@@ -133,30 +137,12 @@ class HubLoop:
                     os.kill(pid, signal.SIGKILL)
 
 
-def die_noted(run_dir: Path) -> Callable[[str], None]:
-    """A `die` that leaves its reason for the next generation and ends this process, whatever its threads do."""
-
-    def die(reason: str) -> None:
-        note_loss(run_dir, reason)
-        os._exit(EXIT_LOST)
-
-    return die
-
-
-def note_loss(run_dir: Path, reason: str) -> None:
-    """Leave the reason of a group's end for its successor; the first reason of a death is the one that counts."""
-    note = run_dir / "lost"
+def _rank_of_sibling(pid: int) -> int | None:
+    """The rank that torchrun gave to process `pid`, if that is one of this group; it may die before it can say so."""
     try:
-        if time.time() - note.stat().st_mtime < 2:
-            return
-    except FileNotFoundError:
-        pass
-    note.write_text(reason)
-
-
-def last_loss(run_dir: Path) -> str:
-    """Why the previous group ended; empty if there was none."""
-    try:
-        return (run_dir / "lost").read_text()
-    except FileNotFoundError:
-        return ""
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    ranks = [word[5:].decode() for word in words if word.startswith(b"RANK=")]
+    return int(ranks[0]) if parent == os.getppid() and ranks and ranks[0].isdigit() else None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distri_engine.config import Choice, TextEncoderOn, check_choice
+from launcher.faults import planned
 from launcher.model import choose_model
 
 MAX_RANKS = 64
@@ -101,6 +102,7 @@ def parse(argv: Sequence[str]) -> Options:
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for this name and password")
     words = parser.parse_args(argv)
     try:
+        planned()
         return Options(**{**vars(words), "auth": _pair(words.auth)})
     except ValueError as error:
         refuse(error)

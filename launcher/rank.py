@@ -16,8 +16,9 @@ from typing import NoReturn
 from launcher import wire
 from launcher.client import Client
 from launcher.hub import Hub
-from launcher.hub_io import EXIT_LOST, HubLoop, die_noted, last_loss, note_loss
+from launcher.hub_io import HubLoop
 from launcher.journal import Journal, data_folder
+from launcher.losses import EXIT_LOST, die_noted, last_loss, note_loss
 from launcher.options import Options
 from launcher.process import MakeEngine, die_with_agent, load_engine, reason
 from launcher.start import Place, quiet_environment

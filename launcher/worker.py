@@ -22,8 +22,10 @@ from distri_engine.telemetry import Event, Finished, Prepared, StepDone
 from launcher import messages as m
 from launcher import png, wire
 from launcher.events import Previewed
-from launcher.hub_io import EXIT_LOST, HubLoop, note_loss
+from launcher.faults import Faults
+from launcher.hub_io import HubLoop
 from launcher.lease import Lease
+from launcher.losses import EXIT_LOST, check_starts, note_loss, note_start
 from launcher.options import Options, resolve
 from launcher.preview import Previewer
 from launcher.process import MakeEngine, freeze_garbage_collector, reason
@@ -42,6 +44,7 @@ class Worker:
         self._sock = sock
         self._loop = loop
         self._timeout = timeout
+        self._faults = Faults(place.rank, place.run_dir, sock)
         self._inbox: queue.SimpleQueue[m.Join | m.Rest | tuple[m.Prepare, Lease]] = queue.SimpleQueue()
         self._lease = Lease()
         self._previews: Previewer | None = None
@@ -78,9 +81,11 @@ class Worker:
 
     def run(self, options: Options, make_engine: MakeEngine) -> NoReturn:
         """Load the weights, then do what the hub says. Idle waiting is this queue: no polling, no collective."""
+        place = self._place
         try:
-            _, device, model = resolve(self._place.world_size, options.device, options.model)
-            engine = make_engine(model, device, self._place.rank, self._place.world_size, options.text_encoder_on)
+            check_starts(place.run_dir, place.restarts)
+            _, device, model = resolve(place.world_size, options.device, options.model)
+            engine = make_engine(model, device, place.rank, place.world_size, options.text_encoder_on)
         except Exception as error:
             self._say(self._hello(error=reason(error)))
             threading.Event().wait()  # the page says why; starting again would end the same way
@@ -138,6 +143,8 @@ class Worker:
                 timeout=self._timeout or group.TIMEOUT,
             )
         )
+        if place.rank == 0:
+            note_start(place.run_dir, place.restarts)
         self._say(m.Ready(gen=generation))
 
     def _make(self, engine: Engine, order: m.Prepare, lease: Lease) -> None:
@@ -147,6 +154,7 @@ class Worker:
             events = engine.generate(request, config)
             ready = next(events)
             assert isinstance(ready, Prepared)
+            self._faults.strike(-1)
             prepared = m.Prepared(req=order.req, ok=True, memory_mb=ready.memory_mb, box=ready.box, branch=ready.branch)
         except Exception as error:
             self._log(error)
@@ -174,6 +182,7 @@ class Worker:
                 # The decode has one number, however few steps came before it: nobody gets it before all need it.
                 upcoming = event.steps if event.converged == event.steps else step + 1
                 self._report(event, req)
+                self._faults.strike(step)
             if not lease.revoked:
                 events.close()  # type: ignore[attr-defined]
                 return m.Ended(req=req, why="cancelled", step=step)

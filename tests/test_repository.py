@@ -60,6 +60,15 @@ def test_readme_commands_exist() -> None:
             assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
 
 
+def test_tests_that_the_readme_names_exist() -> None:
+    files = list((ROOT / "tests").rglob("*.py"))
+    known = {path.name for path in files}
+    known |= {name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
+    named = set(re.findall(r"`(test_\w+(?:\.py)?)`", README))
+    assert named
+    assert named <= known, sorted(named - known)
+
+
 def test_readme_python_parses() -> None:
     for block in re.findall(r"```python\n(.+?)```", README, re.DOTALL):
         compile(block, "README.md", "exec")

@@ -198,8 +198,9 @@ def test_a_group_that_dies_while_stopping_does_not_try_again() -> None:
     assert job.state == "cancelled"
 
 
-def test_a_rank_that_falls_silent_is_given_up_but_not_before_the_first_step() -> None:
-    group = ScriptedGroup().boot()
+@pytest.mark.parametrize(("lead", "who"), [(0, "one of the ranks 0, 1"), (-1, "rank 0"), (1, "rank 1")])
+def test_a_rank_that_falls_silent_is_given_up_but_not_before_the_first_step(lead: int, who: str) -> None:
+    group = ScriptedGroup(seed=1).boot()
     group.wait(1000)
     assert not group.died  # idle ranks are silent
     job = group.submit(make_job())
@@ -207,12 +208,12 @@ def test_a_rank_that_falls_silent_is_given_up_but_not_before_the_first_step() ->
         group.turn()
     group.wait(100)
     assert not group.died
-    while job.finished < 0:
+    while job.finished < 0 or len(job.ranks[0].steps) - len(job.ranks[1].steps) != lead:
         group.turn()
     group.wait(2.5)
     assert not group.died
     group.wait(1.0)
-    assert "stopped answering" in group.died
+    assert group.died == f"{who} stopped answering at step {job.finished + 2}"
 
 
 def test_an_idle_group_rests_and_meets_again_before_the_next_picture() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -10,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -150,7 +150,7 @@ class ToyGroup:
             raise RuntimeError(f"the group ended with {self.process.returncode}: {self.log.read_text()}")
         try:
             return self.call("status")["state"] == self.wait_for
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
 
     def submit(self, prompt: str = "a toy", *, steps: int = 6, seed: int = 7, visitor: str = "v") -> str:
@@ -168,7 +168,7 @@ class ToyGroup:
         while time.monotonic() < end:
             try:
                 return dict(self.call("wait", req=req))
-            except (OSError, urllib.error.HTTPError, ValueError):
+            except (OSError, http.client.HTTPException, ValueError):
                 time.sleep(0.1)
         raise TimeoutError(self.log.read_text())
 

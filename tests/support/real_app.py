@@ -18,14 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def real_app(folder: Path, *options: str) -> Iterator[str]:
-    """Start app.py with `options`, pictures in `folder`, and yield its address once the port answers."""
+def real_app(folder: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[str]:
+    """Start app.py with `options`, pictures in `folder`/outputs, and yield its address once the port answers."""
     port, log = free_port(), folder / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "app.py", "--port", str(port), *options],
             cwd=ROOT,
-            env={**os.environ, "DISTRI_DATA": str(folder / "outputs")},
+            env={**os.environ, "DISTRI_DATA": str(folder / "outputs"), **(env or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

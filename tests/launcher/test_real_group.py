@@ -1,0 +1,79 @@
+"""Faults in the real process tree: `python app.py` with its page, torchrun, two ranks and the embedded model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.faults import VARIABLE
+from tests.support.processes import until
+from tests.support.real_app import real_app
+
+PICTURE = {"prompt": "a red house", "seed": 5, "height": 128, "width": 128, "split_batch": False}
+
+
+class House:
+    """A running app.py: its API, and what it writes."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url, self.folder = url, folder
+
+    def api(self) -> Any:
+        from gradio_client import Client
+
+        return Client(self.url, verbose=False, analytics_enabled=False)
+
+    def status(self) -> dict[str, Any]:
+        return dict(self.api().predict(api_name="/status"))
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Its whole lines."""
+        path = self.folder / "outputs" / "journal.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def ends(self) -> list[dict[str, Any]]:
+        return [line for line in self.journal() if line["entry"] == "finished"]
+
+    def ready(self) -> bool:
+        try:
+            return self.status()["state"] == "ready"
+        except Exception:  # the server is away, or half there
+            return False
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("house")
+    plan = {VARIABLE: "raise:1@2,once;die:1@4,once"}
+    with real_app(folder, "--ranks", "2", "--device", "cpu", env=plan) as url:
+        made = House(url, folder)
+        until(made.ready, 90)
+        yield made
+
+
+def test_an_exception_on_a_rank_reaches_the_caller_and_the_group_goes_on(house: House) -> None:
+    with pytest.raises(Exception, match=r"Rank 1: RuntimeError: DISTRI_FAULT asked for this after step 2"):
+        house.api().predict(**PICTURE, steps=3, api_name="/generate")
+    assert house.status()["restarts"] == 0
+
+
+def test_a_killed_rank_costs_an_attempt_and_not_the_picture(house: House) -> None:
+    before = len(house.ends())
+    house.api().submit(**PICTURE, steps=6, api_name="/generate")
+    until(lambda: len(house.ends()) > before, 120)
+    until(house.ready, 60)
+    assert house.status()["restarts"] == 1
+    disturbed = house.ends()[-1]
+    assert disturbed["state"] == "done"
+    assert [line["entry"] for line in house.journal() if line["id"] == disturbed["id"]] == [
+        "accepted", "try", "try", "finished",
+    ]  # fmt: skip
+    house.api().predict(**PICTURE, steps=6, api_name="/generate")
+    undisturbed = house.ends()[-1]
+    assert undisturbed["id"] != disturbed["id"]
+    assert Path(undisturbed["pictures"][0]).read_bytes() == Path(disturbed["pictures"][0]).read_bytes()
