@@ -63,6 +63,8 @@ def _ours(text: str, status: Status) -> tuple[dict[str, Any], list[str]]:
     parts = [part if isinstance(part := said.get(name), dict) else {} for name in ("request", "config", "topology")]
     request, config = as_request(parts[0]), as_config(parts[1])
     values = settings.of_picture(as_parameters(request), as_parameters(config), [])
+    if values["ranks"] not in settings.rank_choices(status.ranks):
+        values["ranks"] = settings.DEFAULTS["ranks"]
     del values["run"]  # which baselines a visitor wants is no property of a picture
     return values, [*_elsewhere(parts[2], status), *_out_of_reach(request, config, values, status)]
 
