@@ -51,12 +51,12 @@ def count_costs(unet: UNet2DConditionModel, mode: SyncMode, tensor_ranks: Iterab
 
     def whole(config: DistriConfig, patches: int, shapes: Shapes, step: int) -> list[tuple[Share, Work]]:
         shares = [picture(patches, branches, guided, rows, rows, cols) for branches, guided, rows, cols in shapes]
-        return [(share, _steps(unet, config, share, (step,))[0]) for share in shares]
+        return [(share, steps_of(unet, config, share, (step,))[0]) for share in shares]
 
     bands = [
         picture(patches, branches, guided, own, own * patches, cols) for patches, branches, guided, own, cols in _BANDS
     ]
-    steps = [_steps(unet, patch, share, (1, 3)) for share in bands]
+    steps = [steps_of(unet, patch, share, (1, 3)) for share in bands]
     families = {
         SINGLE: _solve(whole(single, 1, _WHOLE, 0), _BOTH),
         GUIDANCE: _solve(whole(patch, 1, _APART, 1), _ALONE),
@@ -74,7 +74,7 @@ def count_costs(unet: UNet2DConditionModel, mode: SyncMode, tensor_ranks: Iterab
     )
 
 
-def _steps(unet: UNet2DConditionModel, config: DistriConfig, share: Share, wanted: Sequence[int]) -> list[Work]:
+def steps_of(unet: UNet2DConditionModel, config: DistriConfig, share: Share, wanted: Sequence[int]) -> list[Work]:
     """The steps of these indices, of a rank with two neighbours if there is one. With a warm-up of 1, displaced patches
     do in step 1 what they do in every synchronous step but the first, and in step 3 what they do in every stale step.
     """
