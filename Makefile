@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test lint format bench screenshots clean
+.PHONY: help demo test lint format bench quality plots screenshots clean
 
 help:
 	@echo "make demo         start the page on all GPUs, or on 2 CPU processes, and print its address"
@@ -14,6 +14,8 @@ help:
 	@echo "make lint         ruff check, ruff format --check, mypy"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make bench        measure the README's table of times, by the embedded model on CPU processes"
+	@echo "make quality      measure the README's table of quality: the held-out captions by every method"
+	@echo "make plots        measure and draw the README's plots"
 	@echo "make screenshots  make the README's pictures anew: the page, driven by a browser"
 	@echo "make clean        remove the virtual environment and the caches"
 
@@ -37,6 +39,12 @@ bench: $(VENV)/.runtime
 	$(BIN)/python -m launcher benchmark --model assets/demo_model --device cpu --height 512 --width 512 --steps 20 \
 	    --parallelism patch,naive_patch --mode corrected_async_gn,no_sync --split-batch on,off --ranks 1,2,4 \
 	    --warmup-times 1 --test-times 10 --minutes 8 $(ARGS)
+
+quality: $(VENV)/.development
+	$(BIN)/python -m tests.support.quality
+
+plots: $(VENV)/.development
+	$(BIN)/python -m tests.support.plots
 
 screenshots: $(VENV)/.development
 	$(BIN)/python -m tests.support.screenshots

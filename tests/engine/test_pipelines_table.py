@@ -36,7 +36,7 @@ APART = {"split_batch": True}  # on an even number of ranks; the other rows cut 
 PARTS = 2  # of the table, so that a gang's time stays short
 STALE = {  # the modes that each number of ranks runs, besides full_sync
     2: ("corrected_async_gn", "extrapolated", "separate_gn", "no_sync"),
-    3: ("corrected_async_gn", "extrapolated", "sync_gn", "stale_gn"),
+    3: ("sync_gn", "stale_gn"),
     4: ("corrected_async_gn",),
 }
 
