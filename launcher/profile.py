@@ -187,6 +187,8 @@ def _row(one: Profile, machine: Rates | None) -> dict[str, Any]:
         "received_per_step": _messages(loudest),
         "received_per_step_bytes": loudest.steps[-1].total.received,
         "received_per_step_elements": loudest.steps[-1].total.elements,
+        "comm_elements": loudest.steps[-1].comm,
+        "comm_elements_of_the_original": loudest.steps[-1].comm_of_the_original,
         "buffer_bytes": dict(one.buffers),
         "weight_bytes": one.weights,
         "seconds": None,

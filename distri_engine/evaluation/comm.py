@@ -15,7 +15,7 @@ import torch
 from distri_engine.buckets import Parcel
 from distri_engine.exchange import Exchange
 from distri_engine.mesh import Mesh, Pending
-from distri_engine.slots import SLOT_KINDS, Slot
+from distri_engine.slots import SLOT_KINDS, HaloSlot, Slot
 from distri_engine.step import StepClock
 
 REDUCE = "reduce"  # sums over all ranks, inside layers
@@ -59,6 +59,7 @@ class CountingMesh(Mesh):
         """Start of a step."""
         self.waited: dict[str, Traffic] = defaultdict(Traffic)  # by kind: a layer, or the step's end, waits for it
         self.overlapped: dict[str, Traffic] = defaultdict(Traffic)  # by kind: under way while layers compute
+        self.halos_of_the_original = 0  # elements that would arrive if halos went to everybody, from both edges
 
     def swap(self, sends: Mapping[int, torch.Tensor], receives: Mapping[int, torch.Tensor]) -> Pending:
         """Count messages that no slot of the exchange sends."""
@@ -110,3 +111,7 @@ class CountingExchange(Exchange):
         elements = sum(prod(shape) for _, shape in parcel.into)
         sent = sum(len(peers) * prod(shape) for peers, shape in parcel.out)
         ledger[SLOT_KINDS[type(parcel.slot)]] += Traffic(elements, elements * size, sent * size, messages=1)
+        if isinstance(parcel.slot, HaloSlot):
+            batch, channels, _, width = next(shape for _, shape in (*parcel.into, *parcel.out))
+            rows = 2 * parcel.slot.above * len(self.peers)
+            self.mesh.halos_of_the_original += batch * channels * rows * width

@@ -15,11 +15,12 @@ from diffusers import UNet2DConditionModel
 
 from distri_engine.bands import Box
 from distri_engine.config import DistriConfig
-from distri_engine.evaluation.comm import KINDS, CountingExchange, CountingMesh, Traffic
+from distri_engine.evaluation.comm import KINDS, OUTPUT, CountingExchange, CountingMesh, Traffic
 from distri_engine.evaluation.machine import Work
 from distri_engine.evaluation.models import unet_inputs
 from distri_engine.evaluation.work import work_of
 from distri_engine.methods import METHODS, Method
+from distri_engine.slots import SLOT_KINDS, HaloSlot
 from distri_engine.step import Phase, Step, StepClock
 from distri_engine.unet import ParallelUNet
 
@@ -35,6 +36,7 @@ class StepCost:
     operations: int
     waited: Mapping[str, Traffic]  # by kind: a layer, or the step's end, waits for it
     overlapped: Mapping[str, Traffic]  # by kind: under way while layers compute
+    halos_of_the_original: int  # elements that would be received as halos if those went to everybody
 
     @property
     def traffic(self) -> dict[str, Traffic]:
@@ -42,6 +44,16 @@ class StepCost:
         nothing = Traffic()
         sums = {kind: self.waited.get(kind, nothing) + self.overlapped.get(kind, nothing) for kind in KINDS}
         return {kind: traffic for kind, traffic in sums.items() if traffic != nothing}
+
+    @property
+    def comm(self) -> int:
+        """Elements received, as the paper counts them ("Comm."): by layers, without the output."""
+        return sum(traffic.elements for kind, traffic in self.traffic.items() if kind != OUTPUT)
+
+    @property
+    def comm_of_the_original(self) -> int:
+        """The same if halos went to everybody, as the original has it."""
+        return self.comm + self.halos_of_the_original - self.traffic.get(SLOT_KINDS[HaloSlot], Traffic()).elements
 
     @property
     def total(self) -> Traffic:
@@ -175,6 +187,7 @@ class CountedUNet(ParallelUNet):
             operations=work.operations,
             waited=dict(self.mesh.waited),
             overlapped=dict(self.mesh.overlapped),
+            halos_of_the_original=self.mesh.halos_of_the_original,
         )
 
     def _alike(self, steps: int, size: tuple[int, int]) -> dict[int, int]:

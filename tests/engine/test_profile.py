@@ -78,6 +78,7 @@ def test_elements_that_one_of_eight_ranks_receives(
     kinds = {kind: traffic.elements for kind, traffic in counted.loudest.steps[-1].traffic.items()}
     original = kinds["gather"] + kinds["stats"] + 7 * halos_of_the_original(sdxl, side // 8, side // 8)
     assert original / GIGA == pytest.approx(published, abs=0.0006)
+    assert counted.loudest.steps[-1].comm_of_the_original == original
     assert (kinds["gather"] + kinds["stats"] + kinds["halo"]) / GIGA == pytest.approx(ours, abs=0.0001)
     # 70 layers' keys and values of 7/8 of the picture, by hand.
     tokens = (side // 16) ** 2
