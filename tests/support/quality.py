@@ -61,9 +61,8 @@ def row(name: str, runs: Path) -> str:
         )
         ssim = f"{pairs['SSIM']['value']:.3f}"
     distance = next(figure for metric, figure in truth.items() if metric.startswith("Fréchet"))
-    seconds = [
-        sum(json.loads(line)["seconds"].values()) for line in (folder / "seconds.jsonl").read_text().splitlines()
-    ]
+    lines = map(json.loads, (folder / "seconds.jsonl").read_text().splitlines())
+    seconds = [sum(line[stage] for stage in ("text", "denoise", "decode")) for line in lines]
     cells = [title, ranks, psnr, ssim, f"{distance['value']:.2f}", f"{truth['attributes right']['value']:.0f} %"]
     cells += [f"{truth['doubled subjects']['value']:.0f} %", f"{median(seconds):.2f}"]
     return f"| {' | '.join(map(str, cells))} |"
