@@ -15,11 +15,12 @@ from launcher.client import Client
 from launcher.journal import data_folder
 from launcher.png import PICTURES
 from launcher.schema import Refused, Status
-from launcher.web import bundle, cards, endpoints, header, lanes, settings, skeletons, stage
+from launcher.web import bundle, cards, endpoints, header, lanes, probes, settings, skeletons, stage
 from launcher.web.visit import NO_RUN, VIEWS, Frame, Props, Visits
 
 if TYPE_CHECKING:
     import gradio as gr
+    from starlette.routing import Route
 
 Page = dict[str, Any]  # the components by name
 
@@ -382,6 +383,21 @@ def publish_bundle(server: Any, client: Client) -> None:
     server.add_api_route("/gradio_api/bundle.zip", send, dependencies=guard, include_in_schema=False)
 
 
+def routes(client: Client, auth: tuple[str, str] | None) -> list["Route"]:
+    """What machines ask, on the page's own port."""
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    def healthz(_: Request) -> Response:
+        return Response(**probes.healthz(client))
+
+    def metrics(request: Request) -> Response:
+        return Response(**probes.metrics(client, request.headers.get("authorization", ""), auth))
+
+    return [Route("/healthz", healthz), Route("/metrics", metrics)]
+
+
 # --- entry point
 
 
@@ -399,6 +415,8 @@ def serve(client: Client, options: start.Options) -> None:
         show_error=False,
         ssr_mode=False,
         run_history=False,
+        enable_monitoring=False,  # Gradio's own; ours is /metrics
+        app_kwargs={"routes": routes(client, options.auth)},
         allowed_paths=[str(data_folder() / PICTURES)],  # beside it lie everybody's prompts, on a Space also tokens
         favicon_path=skeletons.ASSETS / "logo.svg",
         footer_links=["api", "gradio", "settings"],

@@ -100,6 +100,10 @@ class Client:
         with self._loop.changed:
             return self._loop.hub.status()
 
+    def metrics(self) -> bytes:
+        """What the group did, in Prometheus' text format."""
+        return self._loop.metrics.text(self.status())
+
     def history(self, *, visitor: str | None = None, limit: int = 24) -> list[Record]:
         """Finished requests, newest first."""
         return self._loop.journal.history(visitor=visitor, limit=limit)

@@ -54,6 +54,7 @@ class Hub:
         self._started = started
         self._heard = started
         self._now = started
+        self._stepped: float | None = None
         self._out: list[Action] = []
         self._died = False
         for job in backlog:
@@ -86,6 +87,7 @@ class Hub:
             queue=len(self.queue),
             restarts=self.restarts,
             last_error=self.last_error,
+            last_step_age=None if self._stepped is None else round(self._now - self._stepped, 1),
         )
 
     # --- what happens ---
@@ -141,6 +143,7 @@ class Hub:
                 self._prepared(job, rank, message)
             case m.Step():
                 job.add(rank, message)
+                self._stepped = self._now
                 self._lease(job)
             case m.Ended():
                 job.leave(rank, message)

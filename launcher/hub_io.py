@@ -22,6 +22,7 @@ from launcher import wire
 from launcher.events import Action, Die, Event, Heard, Lost, Send, Tick, Write
 from launcher.hub import Hub
 from launcher.journal import Journal
+from launcher.prometheus import Metrics
 
 TICK_S = 0.5
 
@@ -29,9 +30,18 @@ TICK_S = 0.5
 class HubLoop:
     """Runs one hub on a listening socket. `changed` guards the hub and is notified after every event."""
 
-    def __init__(self, hub: Hub, journal: Journal, listener: socket.socket, *, die: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        journal: Journal,
+        listener: socket.socket,
+        *,
+        die: Callable[[str], None],
+        metrics: Metrics | None = None,
+    ) -> None:
         self.hub = hub
         self.journal = journal
+        self.metrics = metrics or Metrics()
         self.changed = threading.Condition()
         self._die = die
         self._selector = selectors.DefaultSelector()
@@ -90,6 +100,8 @@ class HubLoop:
         else:
             assert rank is not None
             self.feed(Heard(rank, message))
+            if isinstance(message, m.Step):
+                self.metrics.step(rank, message)
 
     def _introduce(self, sock: socket.socket, message: m.Message) -> int:
         """The rank of a connection that speaks for the first time. Raises ValueError if it is none of ours."""
@@ -119,6 +131,8 @@ class HubLoop:
                 except OSError:
                     return Lost(rank, "takes no messages")
             case Write(entry, job):
+                if entry == "finished":
+                    self.metrics.finished(job)
                 write = {"try": self.journal.tried, "stop": self.journal.stopped, "finished": self.journal.finished}
                 try:
                     write[entry](job)

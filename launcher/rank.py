@@ -13,14 +13,17 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn
 
+import psutil
+
 from launcher import wire
 from launcher.client import Client
 from launcher.hub import Hub
 from launcher.hub_io import HubLoop
-from launcher.journal import Journal, data_folder
+from launcher.journal import REMEMBERED, Journal, data_folder
 from launcher.losses import EXIT_LOST, die_noted, last_loss, note_loss
 from launcher.options import Options
 from launcher.process import MakeEngine, die_with_agent, load_engine, reason
+from launcher.prometheus import Metrics
 from launcher.start import Place, quiet_environment
 from launcher.worker import Worker
 
@@ -81,7 +84,9 @@ def _start_hub(place: Place, started: float) -> HubLoop:
         restarts=place.restarts,
         last_error=_last_error(place),
     )
-    loop = HubLoop(hub, journal, listener, die=die_noted(place.run_dir))
+    since = psutil.Process(os.getppid()).create_time()
+    metrics = Metrics(record for record in journal.history(limit=REMEMBERED) if record.finished >= since)
+    loop = HubLoop(hub, journal, listener, die=die_noted(place.run_dir), metrics=metrics)
     loop.start()
     return loop
 

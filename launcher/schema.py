@@ -92,6 +92,7 @@ class Status:
     queue: int  # requests waiting
     restarts: int
     last_error: str = ""
+    last_step_age: float | None = None  # seconds since a rank finished a step, to half a second; None: none did yet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
@@ -20,6 +21,7 @@ from launcher.client import MAX_WAITING, Client
 from launcher.hub import Hub
 from launcher.hub_io import HubLoop
 from launcher.journal import Journal
+from launcher.prometheus import Metrics
 from launcher.schema import Refused
 from tests.support.processes import until
 from tests.support.ranks import ScriptedRank
@@ -143,6 +145,39 @@ def test_a_journal_that_cannot_be_written_refuses(bench: Bench, monkeypatch: pyt
         client.submit(REQUEST, CONFIG)
     monkeypatch.undo()
     assert list(client.updates(client.submit(REQUEST, CONFIG)))[-1].state == "done"
+
+
+def figures(text: bytes) -> dict[tuple[str, ...], float]:
+    """Samples by name and label values, those in the order of their labels' names."""
+    samples = [one for family in text_string_to_metric_families(text.decode()) for one in family.samples]
+    return {(one.name, *(value for _, value in sorted(one.labels.items()))): one.value for one in samples}
+
+
+def test_metrics_count_what_happened_and_go_on_after_a_restart(bench: Bench) -> None:
+    client = bench.connect_ranks().client
+    assert client.status().last_step_age is None
+    before = figures(client.metrics())
+    assert [before["distri_requests_total", state] for state in ("done", "cancelled", "failed")] == [0, 0, 0]
+    assert list(client.updates(client.submit(REQUEST, CONFIG)))[-1].state == "done"
+    bench.paused.set()
+    client.submit(REQUEST, CONFIG)
+    waiting = client.submit(REQUEST, CONFIG)
+    client.submit(REQUEST, CONFIG)
+    client.cancel(waiting)
+    after = figures(client.metrics())
+    assert [after["distri_requests_total", state] for state in ("done", "cancelled", "failed")] == [1, 1, 0]
+    assert after["distri_queue_length",] == 1
+    assert after["distri_stage_seconds_count", "patch", "text"] == 1
+    assert after["distri_stage_seconds_sum", "patch", "text"] == pytest.approx(0.1)
+    for rank in "01":
+        assert after["distri_step_compute_seconds_count", rank] == 4
+        assert after["distri_step_compute_seconds_sum", rank] == pytest.approx(4 * 0.02)
+        assert after["distri_step_wait_seconds_bucket", "0.005", rank] == 4
+        assert after["distri_memory_bytes", rank] == 2**20
+    assert 0 <= client.status().last_step_age < 30
+    again = figures(Metrics(client.history()).text(client.status()))
+    assert [again["distri_requests_total", state] for state in ("done", "cancelled", "failed")] == [1, 1, 0]
+    assert again["distri_stage_seconds_count", "patch", "denoise"] == 1
 
 
 def test_an_unchanged_state_is_repeated_so_that_a_reader_can_be_closed(bench: Bench) -> None:

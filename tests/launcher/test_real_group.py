@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from launcher.faults import VARIABLE
 from tests.support.processes import until
 from tests.support.real_app import real_app
 
+AUTH = ("me", "pass:word")
+BASIC = f"Basic {base64.b64encode(':'.join(AUTH).encode()).decode()}"
 PICTURE = {"prompt": "a red house", "seed": 5, "height": 128, "width": 128, "split_batch": False}
 
 
@@ -25,7 +30,15 @@ class House:
     def api(self) -> Any:
         from gradio_client import Client
 
-        return Client(self.url, verbose=False, analytics_enabled=False)
+        return Client(self.url, auth=AUTH, verbose=False, analytics_enabled=False)
+
+    def get(self, path: str, authorization: str = "") -> tuple[int, str]:
+        request = urllib.request.Request(self.url + path, headers={"Authorization": authorization})
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
     def status(self) -> dict[str, Any]:
         return dict(self.api().predict(api_name="/status"))
@@ -50,10 +63,19 @@ class House:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("house")
     plan = {VARIABLE: "raise:1@2,once;die:1@4,once"}
-    with real_app(folder, "--ranks", "2", "--device", "cpu", env=plan) as url:
+    with real_app(folder, "--ranks", "2", "--device", "cpu", "--auth", ":".join(AUTH), env=plan) as url:
         made = House(url, folder)
         until(made.ready, 90)
         yield made
+
+
+def test_health_is_open_and_metrics_are_not(house: House) -> None:
+    code, text = house.get("healthz")
+    assert (code, json.loads(text)["state"]) == (200, "ready")
+    assert house.get("metrics")[0] == 401
+    code, text = house.get("metrics", BASIC)
+    assert code == 200
+    assert 'distri_requests_total{state="done"} 0.0' in text
 
 
 def test_an_exception_on_a_rank_reaches_the_caller_and_the_group_goes_on(house: House) -> None:
@@ -77,3 +99,4 @@ def test_a_killed_rank_costs_an_attempt_and_not_the_picture(house: House) -> Non
     undisturbed = house.ends()[-1]
     assert undisturbed["id"] != disturbed["id"]
     assert Path(undisturbed["pictures"][0]).read_bytes() == Path(disturbed["pictures"][0]).read_bytes()
+    assert house.get("metrics", BASIC)[1].count('distri_requests_total{state="done"} 2.0') == 1  # over the restart

@@ -153,6 +153,9 @@ class FakeClient:
             restarts=0,
         )
 
+    def metrics(self) -> bytes:
+        return b"distri_queue_length 0.0\n"
+
     def history(self, *, visitor: str | None = None, limit: int = 24) -> list[Record]:
         records = [record for record in reversed(self._records) if visitor in (None, record.visitor)]
         return records[:limit]
