@@ -7,9 +7,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from launcher import rank, start
+from launcher import limits, rank, start
 from launcher.auto import Auto
 from launcher.client import Client
 from launcher.journal import data_folder
@@ -36,7 +37,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono
 
 def refusal(problem: Exception) -> "gr.Error":
     """One sentence for the caller, without a traceback."""
-    sentence = str(problem)
+    sentence = str(problem).partition("\n")[0]
     return gr.Error(sentence[:1].upper() + sentence[1:], print_exception=False)
 
 
@@ -83,9 +84,9 @@ def build(client: Client) -> "gr.Blocks":
                 page |= controls(client.status())
             with gr.Column(elem_id="work"):
                 page |= work(client)
-        auto = Auto(client)
-        wire(page, demo, Visits(client, auto))
-        publish(client, auto)
+        auto, rate = Auto(client), limits.Rate.here()
+        wire(page, demo, Visits(client, auto, rate))
+        publish(client, auto, rate)
     demo.queue(max_size=20)
     demo._queue.sleep_when_free = 0.05  # Gradio polls every millisecond otherwise: 5 % of a core for nothing
     return demo
@@ -215,8 +216,9 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     size = [page[name] for name in ("width", "height", "aspect")]
     outputs = [component for name, component in page.items() if name != "timer"]
 
-    def begin(who: Frame, *inputs: Any) -> Frame:
-        return visits.start(who, dict(zip(settings.DEFAULTS, inputs, strict=True)))
+    def begin(request: "gr.Request", who: Frame, *inputs: Any) -> Page:
+        values = dict(zip(settings.DEFAULTS, inputs, strict=True))
+        return answering(page, visits.start)(who, values, address(request))
 
     def arrive(who: Frame, request: "gr.Request") -> Page:
         frame, complaints = visits.arrive(who, dict(request.query_params))
@@ -243,7 +245,7 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
 
     started = gr.on(
         [page["generate"].click, page["prompt"].submit],
-        answering(page, begin),
+        begin,
         [browser, *values],
         outputs,
         api_name="start",
@@ -276,12 +278,13 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     page["gallery"].select(recall, [current, browser], outputs, api_name="recall", **PRIVATE)
 
 
-def publish(client: Client, auto: Auto) -> None:
+def publish(client: Client, auto: Auto, rate: limits.Rate) -> None:
     """The API: three typed functions. They are generators, because only those are closed when a caller goes away;
     their return hints name what each yields, as Gradio reads them.
     """
 
     def generate(  # type: ignore[misc]
+        request: "gr.Request",
         prompt: str,
         negative_prompt: str = "",
         height: int | None = None,
@@ -307,9 +310,10 @@ def publish(client: Client, auto: Auto) -> None:
         ranks and split_batch, as far as they are not given, as is fastest; the report says why. Else ranks null: all;
         split_batch null: true.
         """
-        yield from answered(endpoints.generate(client, auto, dict(locals())))
+        yield from answered(endpoints.generate(client, auto, dict(locals()), partial(rate.take, address(request))))
 
     def compare(  # type: ignore[misc]
+        request: "gr.Request",
         prompt: str,
         negative_prompt: str = "",
         height: int | None = None,
@@ -333,7 +337,7 @@ def publish(client: Client, auto: Auto) -> None:
         (one device, naive, DistriFusion, report with PSNR). The third is made of patches. parallelism auto: on as many
         ranks as is fastest; patch: on `ranks`, null for all, split_batch null: off below 4 ranks.
         """
-        yield from answered(endpoints.compare(client, auto, dict(locals())))
+        yield from answered(endpoints.compare(client, auto, dict(locals()), partial(rate.take, address(request))))
 
     def status() -> dict:
         """What runs: state, ranks, device, model, queue, restarts."""
@@ -344,11 +348,16 @@ def publish(client: Client, auto: Auto) -> None:
     gr.api(status, api_name="status", concurrency_limit=None)
 
 
+def address(request: "gr.Request") -> str:
+    """Whose pictures count together."""
+    return limits.address(request.client.host, request.headers.get("x-forwarded-for", ""))
+
+
 def answered(answers: Iterator[Any]) -> Iterator[Any]:
     """The answers, with problems as Gradio errors, which reach the caller with their sentence."""
     try:
         yield from answers
-    except (ValueError, RuntimeError) as problem:
+    except (ValueError, Refused, endpoints.NotMade) as problem:
         raise refusal(problem) from None
 
 
@@ -395,7 +404,12 @@ def routes(client: Client, auth: tuple[str, str] | None) -> list["Route"]:
     def metrics(request: Request) -> Response:
         return Response(**probes.metrics(client, request.headers.get("authorization", ""), auth))
 
-    return [Route("/healthz", healthz), Route("/metrics", metrics)]
+    def closed(_: Request) -> Response:
+        return Response("this page takes no files\n", status_code=403, media_type="text/plain")
+
+    # Gradio's own ways to leave files here, which nothing on this page uses.
+    shut = [Route(f"/gradio_api/{name}", closed, methods=["GET", "POST"]) for name in ("upload", "deep_link")]
+    return [Route("/healthz", healthz), Route("/metrics", metrics), *shut]
 
 
 # --- entry point

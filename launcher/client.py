@@ -152,8 +152,10 @@ def check_against(request: GenerationRequest, config: DistriConfig, model: Model
     assert request.width is not None
     check_size("height", request.height, model.size_multiple)
     check_size("width", request.width, model.size_multiple)
-    if (pixels := request.height * request.width) > model.max_pixels:
+    if (pixels := request.height * request.width * request.images) > model.max_pixels:
+        batch = f"{request.images} x " if request.images > 1 else ""
         raise ValueError(
-            f"{request.width} x {request.height} is {pixels} pixels, the limit is {model.max_pixels}; make it smaller"
+            f"{batch}{request.width} x {request.height} is {pixels} pixels, the limit is {model.max_pixels}; "
+            f"make it {'fewer or ' * bool(batch)}smaller"
         )
     check_bands(request, config, ranks, model.size_multiple)

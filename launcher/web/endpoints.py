@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -23,15 +23,27 @@ Files = tuple[Answer | None, ...]
 METHODS = ("patch", "naive_patch", "single")  # the order in which /compare makes them
 
 
-def generate(client: Client, auto: Auto, values: Mapping[str, Any]) -> Iterator[tuple[Answer | None, Answer]]:
-    """Progress while the picture is made, then (picture file, report). Closing the generator cancels the picture."""
+class NotMade(RuntimeError):
+    """A picture failed or was stopped; the message is for people."""
+
+
+def generate(
+    client: Client, auto: Auto, values: Mapping[str, Any], allow: Callable[[int], None]
+) -> Iterator[tuple[Answer | None, Answer]]:
+    """Progress while the picture is made, then (picture file, report). Closing the generator cancels the picture.
+
+    Raises ValueError, NotMade, and what `allow` raises when it is asked for so many pictures.
+    """
     request, config, plan = parameters(client, auto, values, comparing=False)
+    allow(1)
     for take, progress in _make(client, request, config, comparison="", plan=plan):
         yield (_file(take), take.report) if take else (None, progress)
 
 
-def compare(client: Client, auto: Auto, values: Mapping[str, Any]) -> Iterator[Files]:
-    """Progress, with each picture as soon as it is there; last (one device, naive, DistriFusion, report)."""
+def compare(client: Client, auto: Auto, values: Mapping[str, Any], allow: Callable[[int], None]) -> Iterator[Files]:
+    """Progress, with each picture as soon as it is there; last (one device, naive, DistriFusion, report). Raises as
+    `generate` does.
+    """
     if values["parallelism"] != "auto":
         ranks = values.get("ranks") or client.status().ranks
         values = {**values, "split_batch": settings.split_batch(values.get("split_batch"), ranks)}
@@ -42,6 +54,7 @@ def compare(client: Client, auto: Auto, values: Mapping[str, Any]) -> Iterator[F
             )
     request, config, plan = parameters(client, auto, values, comparing=True)
     request = request.replace(seed=secrets.randbelow(2**32) if request.seed is None else request.seed)
+    allow(len(METHODS))
     takes: dict[str, Take] = {}
     comparison = secrets.token_hex(8)
     for method in METHODS:
@@ -116,7 +129,7 @@ def _make(
                 "seed": update.request.get("seed"),
             }
             if update.state in ("cancelled", "failed"):
-                raise RuntimeError(update.message)
+                raise NotMade(update.message)
             yield Take.of(update), progress
     finally:
         if update is None or not update.final:

@@ -13,6 +13,7 @@ from typing import Any
 from launcher.auto import Auto
 from launcher.client import Client
 from launcher.journal import REMEMBERED
+from launcher.limits import Rate
 from launcher.schema import Record, Refused, Update
 from launcher.web import cards, gallery, header, lanes, recover, settings, stage
 from launcher.web.take import Take, by_method
@@ -32,17 +33,21 @@ class Visits:
     """The events of every visitor. What a visitor has on the page travels in `run` (the
     current run) and `browser` (who this is), not in here."""
 
-    def __init__(self, client: Client, auto: Auto | None = None) -> None:
+    def __init__(self, client: Client, auto: Auto | None = None, rate: Rate | None = None) -> None:
         self.client = client
         self.auto = auto or Auto(client)
+        self.rate = rate or Rate.here()
         self._watchers: Counter[str] = Counter()
 
     # --- a run: one picture, or the same picture by two or three methods
 
-    def start(self, browser: Frame, values: Mapping[str, Any]) -> Frame:
-        """Submit the pictures that the controls ask for. Raises ValueError or Refused, and nothing is started then."""
+    def start(self, browser: Frame, values: Mapping[str, Any], address: str = "") -> Frame:
+        """Submit the pictures that the controls ask for, for somebody at `address`. Raises ValueError or Refused, and
+        nothing is started then.
+        """
         planned = settings.plan(values, self.client.status(), self.auto)
         request, configs = planned.request, planned.configs
+        self.rate.take(address, len(configs))
         visitor, comparison, ids = _visitor(browser), secrets.token_hex(8), list[str]()
         try:
             for config in configs:

@@ -109,7 +109,8 @@ def test_nothing_is_accepted_before_the_model_is_known(bench: Bench) -> None:
     ("changes", "sentence"),
     [
         ({"height": 32}, "2 ranks cannot share 1 units of rows"),
-        ({"height": 8192, "width": 8192}, "pixels, the limit is"),
+        ({"height": 8192, "width": 8192}, "8192 x 8192 is 67108864 pixels, the limit is 16777216; make it smaller"),
+        ({"height": 2048, "width": 2048, "images": 5}, "5 x 2048 x 2048 is 20971520 pixels, the limit is 16777216"),
         ({"prompt": "\ud800"}, "prompt holds half a character"),
     ],
 )

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from launcher.limits import Rate
+from launcher.schema import Refused
 from tests.support.fake_client import KNOWN, FakeClient
 from tests.support.processes import until
 
@@ -174,6 +176,40 @@ def test_bad_parameters(caller: Any, fake: FakeClient, parameters: dict[str, Any
     with pytest.raises(Exception, match=sentence):
         caller.predict(**parameters, api_name="/generate")
     assert fake.submitted == []
+
+
+@pytest.mark.parametrize(("name", "count"), [("/generate", 1), ("/compare", 3)])
+def test_who_asks_too_often_is_refused(
+    caller: Any, fake: FakeClient, monkeypatch: pytest.MonkeyPatch, name: str, count: int
+) -> None:
+    def take(_: Rate, who: str, pictures: int) -> None:
+        raise Refused(f"{who} asked for {pictures}")
+
+    monkeypatch.setattr(Rate, "take", take)
+    with pytest.raises(Exception, match=f"127.0.0.1 asked for {count}"):
+        caller.predict("a red house", api_name=name)
+    assert fake.submitted == []
+
+
+def test_what_went_wrong_inside_is_not_told(caller: Any, fake: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise KeyError("/home/me/secret")
+
+    monkeypatch.setattr(fake, "submit", fail)
+    with pytest.raises(Exception) as refused:
+        caller.predict("a red house", api_name="/generate")
+    assert "secret" not in str(refused.value)
+    assert "Traceback" not in str(refused.value)
+    monkeypatch.setattr(fake, "submit", lambda *_, **__: (_ for _ in ()).throw(Refused("sorry\n  File secret")))
+    with pytest.raises(Exception, match="Sorry") as refused:
+        caller.predict("a red house", api_name="/generate")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("path", "body"), [("upload", b"x"), ("deep_link?session_hash=x", None)])
+def test_nobody_leaves_files_here(page_server: tuple[str, FakeClient], path: str, body: bytes | None) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{page_server[0]}gradio_api/{path}", body)
 
 
 def test_cancelling_frees_the_engine(caller: Any, fake: FakeClient) -> None:

@@ -11,6 +11,8 @@ from urllib.parse import urlencode
 import pytest
 from PIL import Image
 
+from launcher.limits import Rate
+from launcher.schema import Refused
 from tests.support.browser import DESKTOP, PHONE, Visitor
 from tests.support.fake_client import FakeClient
 from tests.support.processes import until
@@ -172,6 +174,18 @@ def test_bad_input_is_one_sentence_and_starts_nothing(
     assert visitor.seed() == seed
     assert fake.submitted == []
     assert visitor.page.locator("#generate").is_enabled()
+
+
+def test_who_asks_too_often_is_told(visit: Visit, fake: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def take(_: Rate, who: str, pictures: int) -> None:
+        raise Refused(f"{who} asked for {pictures}")
+
+    monkeypatch.setattr(Rate, "take", take)
+    visitor = visit()
+    visitor.write("a red house")
+    visitor.page.click("#generate")
+    assert "127.0.0.1 asked for 3" in visitor.toast()
+    assert fake.submitted == []
 
 
 def test_error(visit: Visit, fake: FakeClient) -> None:

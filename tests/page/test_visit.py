@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from launcher.limits import Rate
 from launcher.schema import Refused
 from launcher.web import settings, visit
 from launcher.web.visit import Visits
@@ -68,6 +69,16 @@ def test_refusal_half_way_takes_back_the_rest(client: FakeClient, monkeypatch: p
     with pytest.raises(Refused, match="waiting already"):
         Visits(client).start(WHO, values())
     until(lambda: not client.running(visitor="v"), 5)
+
+
+def test_too_many_runs_of_one_address_are_refused(client: FakeClient) -> None:
+    visits = Visits(client, rate=Rate(limit=4))
+    visits.start(WHO, values(), "a")
+    with pytest.raises(Refused, match="the limit is 4"):
+        visits.start(WHO, values(), "a")
+    assert len(client.submitted) == 3
+    visits.start(WHO, values(), "b")
+    assert len(client.submitted) == 6
 
 
 def test_failed_first_picture_cancels_its_baselines(client: FakeClient) -> None:
