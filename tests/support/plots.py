@@ -50,10 +50,17 @@ def speedups(side: int) -> dict[str, Any]:
 
 def qualities(ranks: int) -> dict[str, list[tuple[float, float]]]:
     """PSNR of the final latents in dB, (median, worst) over prompts, by mode and warm-up."""
-    configs = [{"mode": mode, "warmup_steps": warmup} for mode in MODES for warmup in WARMUPS]
-    rows = likeness(ranks, configs, prompts=PROMPTS, steps=STEPS, scheduler="ddim")
-    found = [(row.median, row.worst) for row in rows]
-    return {mode: found[i * len(WARMUPS) : (i + 1) * len(WARMUPS)] for i, mode in enumerate(MODES)}
+    found = {}
+    for mode in MODES:
+        rows = likeness(
+            ranks,
+            [{"mode": mode, "warmup_steps": warmup} for warmup in WARMUPS],
+            prompts=PROMPTS,
+            steps=STEPS,
+            scheduler="ddim",
+        )
+        found[mode] = [(row.median, row.worst) for row in rows]
+    return found
 
 
 def measure() -> dict[str, Any]:
