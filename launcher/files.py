@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
@@ -10,18 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+_PART = ".part-"  # what a file is called until it is whole
+
 
 @contextmanager
-def whole_file(path: Path, *, via: Path | None = None) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, mode: int = 0o644, *, via: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write to, which takes the place of `path` at the end, safely on disk. Raises OSError.
 
     It is written in the folder `via`, on the same file system, or beside `path`; a killed process leaves it there.
     """
-    with tempfile.NamedTemporaryFile(dir=via or path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=via or path.parent, prefix=f".{path.name}{_PART}", delete=False) as file:
         try:
             yield file
             file.flush()
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
             os.replace(file.name, path)
         except BaseException:
@@ -46,3 +49,9 @@ def check_target(file: Path, example: str) -> None:
         raise ValueError(f"{str(file)[:200]} cannot be written: {error.strerror}; choose another name") from None
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise ValueError(f"{file} cannot be written to; choose another place")
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what writers of `name` left behind who were killed. The caller knows that none is at work."""
+    for part in folder.glob(f".{name if name == '*' else glob.escape(name)}{_PART}*"):
+        part.unlink(missing_ok=True)

@@ -14,10 +14,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from launcher.files import sweep, whole_file
 from launcher.job import FINAL, MAX_ATTEMPTS, TWICE, Job
 from launcher.schema import Record, as_config, as_request
 
-REMEMBERED = 2000  # finished requests kept in memory for the history
+REMEMBERED = 2000  # finished requests kept for the history, in memory and in the file
+LEAN_BYTES = 8 * 2**20  # a file up to this size is left to grow
 
 
 def data_folder() -> Path:
@@ -34,7 +36,10 @@ class Busy(OSError):
 
 
 class Journal:
-    """One file of lines: `accepted`, `try`, `stop`, `finished`. Thread-safe; lines that make no sense are skipped."""
+    """One file of lines: `accepted`, `try`, `untry`, `stop`, `finished`. Thread-safe; what makes no sense is skipped.
+
+    Whenever it has doubled, it is rewritten with the requests that the history shows and those that are not finished.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,13 +51,17 @@ class Journal:
         self._open_jobs: dict[str, Job] = {}
         self._stopped: set[str] = set()
         self._finished: set[str] = set()
+        self._lean = 0  # bytes after it was rewritten
         try:
             self._open()
         except OSError as error:
             self.fault = error
             return  # `accepted` says so to whoever asks for a picture
-        for line in self._path.read_bytes().split(b"\n"):
-            self._replay(line)
+        with self._path.open("rb") as lines:
+            for line in lines:
+                self._replay(line)
+        sweep(folder, self._path.name)
+        self._slim()
 
     def recover(self) -> list[Job]:
         """What was accepted and never finished, in order, to be queued again.
@@ -91,6 +100,13 @@ class Journal:
         entry = {"entry": "finished", "id": job.id, "at": time.time(), **end}
         if self._remember(job.id, entry):
             self._append(entry)
+            self._slim()
+
+    def spare(self) -> None:
+        """The program is ended on purpose: the attempt under way does not count. Raises OSError."""
+        for job in self._open_jobs.values():
+            if job.attempts:
+                self._append({"entry": "untry", "id": job.id})
 
     def history(self, *, visitor: str | None = None, limit: int = 24) -> list[Record]:
         """The newest finished requests first."""
@@ -116,6 +132,8 @@ class Journal:
             file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(file).st_ino != self._path.stat().st_ino:
+                    raise BlockingIOError  # its owner has rewritten it meanwhile
             except OSError:
                 os.close(file)
                 raise Busy(f"another program works in {self.folder}; set DISTRI_DATA to another folder") from None
@@ -139,6 +157,34 @@ class Journal:
                 self.close()  # opening again isolates a torn line
                 raise
 
+    def _slim(self) -> None:
+        """Rewrite the file if it has grown enough. A crash leaves the old file or the new one, a full disk the old."""
+        with self._lock, contextlib.suppress(OSError):
+            size = self._path.stat().st_size
+            if size > max(LEAN_BYTES, 2 * self._lean):
+                self._lean = size  # if this fails it is tried again at twice the size
+                self._rewrite()
+
+    def _rewrite(self) -> None:
+        self._finished = {record.id for record in self._records}
+        self._stopped &= self._open_jobs.keys()
+        kept = self._finished | self._open_jobs.keys()
+        file = -1
+        try:
+            with whole_file(self._path, 0o600) as new, self._path.open("rb") as old:
+                new.writelines(line for line in old if _request_of(line) in kept)
+                # It is locked before anybody can find it, and goes on under a descriptor of ours.
+                file = os.dup(new.fileno())
+                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)
+        except OSError:
+            if file >= 0:
+                os.close(file)
+            raise
+        self.close()
+        self._file = file
+        self._lean = os.fstat(file).st_size
+
     def _replay(self, line: bytes) -> None:
         try:
             entry = json.loads(line)
@@ -151,6 +197,8 @@ class Journal:
                     self._open_jobs[req] = Job(id=req, plan=entry.get("plan"), **{name: entry[name] for name in names})
                 case "try" if req in self._open_jobs:
                     self._open_jobs[req].attempts += 1
+                case "untry" if req in self._open_jobs:
+                    self._open_jobs[req].attempts -= 1
                 case "stop":
                     self._stopped.add(req)
                 case "finished":
@@ -179,3 +227,10 @@ class Journal:
             self._finished.add(req)
             self._records.append(record)
             return True
+
+
+def _request_of(line: bytes) -> str | None:
+    try:
+        return str(json.loads(line)["id"])
+    except (ValueError, KeyError, TypeError):
+        return None

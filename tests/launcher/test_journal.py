@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
+from launcher import journal as journals
 from launcher.job import Job
 from launcher.journal import Journal, data_folder
 from launcher.schema import as_parameters
@@ -166,6 +168,72 @@ def test_a_read_only_folder_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [one.id for one in journal.recover()] == ["a"]
     journal.accepted(job("c"))
     assert [one.id for one in reopened(journal).recover()] == ["a", "c"]
+
+
+def fill(journal: Journal, first: int, last: int) -> None:
+    for number in range(first, last):
+        one = job(f"r-{number}")
+        journal.accepted(one)
+        journal.tried(one)
+        done(journal, one)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals that remember three requests, and are rewritten early."""
+    monkeypatch.setattr(journals, "REMEMBERED", 3)
+    monkeypatch.setattr(journals, "LEAN_BYTES", 8000)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_journal_does_not_grow_for_ever_and_loses_nothing_that_counts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for req in ("open", "stopped"):
+        journal.accepted(job(req))
+        journal.tried(job(req))
+    journal.stopped(job("stopped"))
+    fill(journal, 0, 100)
+    path = tmp_path / "journal.jsonl"
+    assert path.stat().st_size < 3 * 8000
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(OSError, match="DISTRI_DATA"):  # the lock went with it
+        Journal(tmp_path).accepted(job("other"))
+    assert [record.id for record in journal.history()] == ["r-99", "r-98", "r-97"]
+    again = reopened(journal)
+    assert again.history() == journal.history()
+    assert [(one.id, one.attempts) for one in again.recover()] == [("open", 1)]
+    assert again.record("stopped").state == "cancelled"
+    fill(again, 100, 101)
+    assert [record.id for record in reopened(again).history()] == ["r-100", "stopped", "r-99"]
+    assert [file.name for file in tmp_path.iterdir()] == ["journal.jsonl"]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_journal_that_cannot_be_rewritten_goes_on_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        fill(journal, 0, 40)
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 120
+    assert [record.id for record in reopened(journal).history()] == ["r-39", "r-38", "r-37"]
+    assert [file.name for file in tmp_path.iterdir()] == ["journal.jsonl"]
+
+
+def test_what_a_killed_rewrite_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / ".journal.jsonl.part-x").write_text("half")
+    Journal(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["journal.jsonl"]
+
+
+def test_an_attempt_that_was_ended_on_purpose_does_not_count(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.accepted(job("a"))
+    journal.accepted(job("b"))
+    for _ in range(4):
+        journal.tried(job("a"))
+        journal = reopened(journal)
+        journal.spare()
+    assert [(one.id, one.attempts) for one in reopened(journal).recover()] == [("a", 0), ("b", 0)]
 
 
 def test_two_programs_do_not_share_a_journal(tmp_path: Path) -> None:
