@@ -15,6 +15,7 @@ from launcher.generate import make_picture
 from launcher.measure import Unmeasured
 from launcher.options import OneLineParser, add_group_options, refuse
 from launcher.picture_options import add_picture_options, config_of, request_of
+from launcher.process import exit_on_sigterm
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,4 +82,5 @@ def _generate(words: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     main()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from distri_engine.mesh import Mesh
 
 _WATCH_S = 1.0
+_END_S = 6.0  # torchrun gives its ranks 3 s to end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,12 @@ def _wait(agent: subprocess.Popen[bytes], watch: Callable[[], None] | None) -> i
         agent.wait()  # it got the same Ctrl+C
         raise
     except BaseException:
-        agent.kill()  # its ranks die with it
-        agent.wait()
+        agent.terminate()  # it ends its ranks first: nobody writes where we clean up
+        try:
+            agent.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            agent.kill()  # its ranks die with it
+            agent.wait()
         raise
 
 

@@ -16,7 +16,7 @@ from distri_engine.config import DistriConfig, check_size
 from distri_engine.request import GenerationRequest
 from launcher import errand, png
 from launcher.batch import follow
-from launcher.files import check_target
+from launcher.files import check_target, sweep
 from launcher.model import sizes
 from launcher.report import StepFigures, make_report
 from launcher.schema import as_config, as_parameters, as_request
@@ -44,7 +44,10 @@ def make_picture(
     crew = errand.Crew.resolved(ranks, device, model, text_encoder_on)
     request = fit(request, config, crew)
     job = {"request": as_parameters(request), "config": as_parameters(config), "output": str(output.resolve())}
-    report = errand.run(script, job, crew, began=began)
+    try:
+        report = errand.run(script, job, crew, began=began)
+    finally:
+        sweep(output.parent, output.name)  # nobody writes it any more
     return report | {"image": str(output.with_name(Path(report["image"]).name))}  # as it was given
 
 

@@ -8,8 +8,10 @@ import ctypes
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from distri_engine.errors import EngineError
 from launcher.options import usable_cores
@@ -32,6 +34,18 @@ def die_with(parent: int) -> None:
 def die_with_agent() -> None:
     """A rank's first statement. The agent may be gone before that, so its process id comes with the environment."""
     die_with(int(os.environ.get(AGENT_PID, os.getppid())))
+
+
+def exit_on_sigterm() -> None:
+    """Have SIGTERM end this process as an exception would, so that it cleans up.
+
+    Not for ranks: one that is blocked in a collective would not hear it.
+    """
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def load_engine(model: str, device: str, rank: int, world_size: int, text_encoder_on: str) -> Engine:

@@ -17,11 +17,13 @@ import psutil
 
 from launcher import wire
 from launcher.client import Client
+from launcher.files import sweep
 from launcher.hub import Hub
 from launcher.hub_io import HubLoop
 from launcher.journal import REMEMBERED, Journal, data_folder
 from launcher.losses import EXIT_LOST, die_noted, last_loss, note_loss
 from launcher.options import Options
+from launcher.png import PICTURES
 from launcher.process import MakeEngine, die_with_agent, load_engine, reason
 from launcher.prometheus import Metrics
 from launcher.start import Place, quiet_environment
@@ -76,6 +78,8 @@ def _serve(place: Place, options: Options, serve: Serve | None, started: float) 
 def _start_hub(place: Place, started: float) -> HubLoop:
     listener = wire.listen(place.run_dir / "hub")
     journal = Journal(data_folder())
+    if journal.fault is None:
+        sweep(journal.folder / PICTURES)  # what a predecessor was killed over
     hub = Hub(
         world=place.world_size,
         nonce=os.urandom(6).hex(),

@@ -24,6 +24,7 @@ from launcher.options import Options, parse, refuse, resolve, usable_cores
 __all__ = ["Options", "Place", "in_group", "main", "parse", "rank_environment", "torchrun_command"]
 
 RUN_DIR = "DISTRI_RUN_DIR"
+SERVES = "DISTRI_SERVES"  # tells agent.py that the run directory and the journal are its own to tidy
 _PREFIX = "distrifusion"
 _AGENT = Path(__file__).with_name("agent.py")
 
@@ -67,9 +68,11 @@ class Place:
 
 
 def temporary_folder() -> Path:
-    """Where run directories are made: the system's choice, unless a socket's address in it would exceed 107 bytes."""
+    """Where run directories are made: the system's choice, unless a socket's address in it, or in a folder of a rank's
+    own in there, would exceed 107 bytes.
+    """
     folder = tempfile.gettempdir()
-    return Path(folder if len(folder.encode()) <= 70 else "/tmp")
+    return Path(folder if len(folder.encode()) <= 58 else "/tmp")
 
 
 def make_run_dir() -> Path:
@@ -110,6 +113,7 @@ def rank_environment(run_dir: Path, ranks: int, device: str) -> dict[str, str]:
     """The environment of torchrun and its ranks: loopback, cores divided, no chatter of libraries."""
     env = {
         RUN_DIR: str(run_dir),
+        "TMPDIR": str(run_dir),  # what torchrun, Gradio and the ranks leave there goes with it
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
@@ -163,4 +167,5 @@ def main(options: Options, script: str) -> NoReturn:
     resolved = dataclasses.replace(options, ranks=ranks, device=device, model=model)
     run_dir = make_run_dir()
     command = torchrun_command(run_dir, ranks, [script, *resolved.arguments()], restarts=1_000_000)
-    os.execve(command[0], command, rank_environment(run_dir, ranks, device))
+    env = rank_environment(run_dir, ranks, device) | {SERVES: "1"}
+    os.execve(command[0], command, env)

@@ -120,9 +120,10 @@ def make(folder: Path, prompt: str = "a toy", ranks: int = 2, name: str = "x.png
     return make_picture(request, config, folder / name, ranks=ranks, device="cpu", model=model, script=TOY_RANK)
 
 
-def test_a_picture_its_report_and_the_same_bytes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (runs := tmp_path / "runs").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(runs))
+def test_a_picture_its_report_and_the_same_bytes_again(
+    tmp_path: Path, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(short_tmp))
     report = make(tmp_path)
     assert list(report) == [
         "request", "config", "model", "device", "ranks", "threads_per_rank", "startup_seconds", "seconds", "steps",
@@ -140,7 +141,7 @@ def test_a_picture_its_report_and_the_same_bytes_again(tmp_path: Path, monkeypat
         assert "Seed: 7" in image.info["parameters"]
     make(tmp_path, name="y.png")
     assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()
-    assert list(runs.iterdir()) == []
+    assert list(short_tmp.iterdir()) == []
 
 
 def test_a_failing_rank_is_one_sentence(tmp_path: Path) -> None:
@@ -163,6 +164,26 @@ def test_ending_the_command_ends_its_ranks(tmp_path: Path, how: signal.Signals) 
             os.kill(pid, how)
         run.wait(20)
         until(lambda: not any(map(alive, pids)), 10)
+    finally:
+        end(run, [run.pid, *pids, *descendants(run.pid)])
+
+
+def test_a_command_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path, short_tmp: Path) -> None:
+    code = "import sys; from pathlib import Path; from tests.launcher.test_generate import make\n"
+    code += "from launcher.process import exit_on_sigterm\n"
+    code += "exit_on_sigterm(); make(Path(sys.argv[1]), 'slow 500')"
+    env = {**os.environ, "TMPDIR": str(short_tmp)}
+    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=env)
+    pids: list[int] = []
+    try:
+        pids = until(lambda: found if len(found := descendants(run.pid)) == 3 else None, 60)
+        (tmp_path / ".x.png.part-1").write_text("as if it was being saved")
+        assert [folder.name.split("-")[:2] for folder in short_tmp.iterdir()] == [["distrifusion", str(run.pid)]]
+        run.terminate()
+        assert run.wait(20) == 128 + signal.SIGTERM
+        assert not any(map(alive, pids))
+        assert list(short_tmp.iterdir()) == []
+        assert not list(tmp_path.glob(".*"))
     finally:
         end(run, [run.pid, *pids, *descendants(run.pid)])
 

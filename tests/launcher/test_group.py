@@ -190,16 +190,28 @@ def test_without_its_agent_a_group_is_gone(tmp_path: Path, standalone: bool) -> 
         until(lambda: not any(map(alive, pids)), 5)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ending_the_program_ends_everything_quietly(tmp_path: Path, how: signal.Signals) -> None:
-    with ToyGroup(tmp_path) as group:
-        pids = descendants(group.process.pid)
-        group.submit("slow 100", steps=50)
-        for pid in [group.process.pid, *pids] if how is signal.SIGINT else [group.process.pid]:  # as a terminal does
-            os.kill(pid, how)
-        assert group.process.wait(10) == 128 + how
-        until(lambda: not any(map(alive, pids)), 5)
-        assert len(group.log.read_text().splitlines()) == 1
+def test_ending_the_program_leaves_nothing_and_the_next_one_makes_the_picture(tmp_path: Path, short_tmp: Path) -> None:
+    env = {"TMPDIR": str(short_tmp)}
+    req = ""
+    for how in (signal.SIGINT, signal.SIGTERM):
+        with ToyGroup(tmp_path, env=env, wait_for="running" if req else "idle") as group:
+            pids = descendants(group.process.pid)
+            req = req or group.submit("slow 100", steps=50)
+            until(lambda group=group, req=req: group.call("now", req=req)["step"] > 1)
+            assert len(list(short_tmp.iterdir())) == 1
+            (tmp_path / "data" / "pictures").mkdir(exist_ok=True)
+            (tmp_path / "data" / "pictures" / ".x.png.part-1").write_text("as if it was being saved")
+            told = [group.process.pid, *pids] if how is signal.SIGINT else [group.process.pid]  # as a terminal does
+            for pid in told:
+                os.kill(pid, how)
+            assert group.process.wait(10) == 128 + how
+            assert not any(map(alive, pids))
+            assert len(group.log.read_text().splitlines()) == 1
+            assert list(short_tmp.iterdir()) == []
+            assert {path.name for path in (tmp_path / "data").rglob("*")} == {"journal.jsonl", "pictures"}
+    with ToyGroup(tmp_path, env=env, wait_for="running") as group:
+        made = group.call("wait", req=req)
+        assert (made["state"], made["attempt"]) == ("done", 1)  # ended twice on purpose, and that is nobody's fault
 
 
 def test_plain_torchrun_works_warns_once_and_restarts(tmp_path: Path, picture: bytes) -> None:

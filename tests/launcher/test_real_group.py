@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,8 +15,8 @@ from typing import Any
 import pytest
 
 from launcher.faults import VARIABLE
-from tests.support.processes import until
-from tests.support.real_app import real_app
+from tests.support.processes import alive, descendants, listeners, until
+from tests.support.real_app import RealApp, real_app
 
 AUTH = ("me", "pass:word")
 BASIC = f"Basic {base64.b64encode(':'.join(AUTH).encode()).decode()}"
@@ -24,8 +26,9 @@ PICTURE = {"prompt": "a red house", "seed": 5, "height": 128, "width": 128, "spl
 class House:
     """A running app.py: its API, and what it writes."""
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url, self.folder = url, folder
+    def __init__(self, running: RealApp, folder: Path, tmp: Path) -> None:
+        self.url, self.process = running.url, running.process
+        self.folder, self.tmp = folder, tmp
 
     def api(self) -> Any:
         from gradio_client import Client
@@ -62,11 +65,13 @@ class House:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("house")
-    plan = {VARIABLE: "raise:1@2,once;die:1@4,once"}
-    with real_app(folder, "--ranks", "2", "--device", "cpu", "--auth", ":".join(AUTH), env=plan) as url:
-        made = House(url, folder)
+    short = Path(tempfile.mkdtemp(prefix="t-"))
+    plan = {VARIABLE: "raise:1@2,once;die:1@4,once", "TMPDIR": str(short)}
+    with real_app(folder, "--ranks", "2", "--device", "cpu", "--auth", ":".join(AUTH), env=plan) as running:
+        made = House(running, folder, short)
         until(made.ready, 90)
         yield made
+    short.rmdir()  # nothing is left in it
 
 
 def test_health_is_open_and_metrics_are_not(house: House) -> None:
@@ -76,6 +81,14 @@ def test_health_is_open_and_metrics_are_not(house: House) -> None:
     code, text = house.get("metrics", BASIC)
     assert code == 200
     assert 'distri_requests_total{state="done"} 0.0' in text
+
+
+def test_no_password_and_no_port_for_others(house: House) -> None:
+    pids = [house.process.pid, *descendants(house.process.pid)]
+    assert len(pids) >= 3
+    for pid in pids:
+        assert AUTH[1].encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert listeners(pids) == {"127.0.0.1"}
 
 
 def test_an_exception_on_a_rank_reaches_the_caller_and_the_group_goes_on(house: House) -> None:
@@ -100,3 +113,16 @@ def test_a_killed_rank_costs_an_attempt_and_not_the_picture(house: House) -> Non
     assert undisturbed["id"] != disturbed["id"]
     assert Path(undisturbed["pictures"][0]).read_bytes() == Path(disturbed["pictures"][0]).read_bytes()
     assert house.get("metrics", BASIC)[1].count('distri_requests_total{state="done"} 2.0') == 1  # over the restart
+
+
+def test_told_to_end_it_leaves_nothing_and_keeps_the_request(house: House) -> None:
+    pids = descendants(house.process.pid)
+    house.api().submit(**PICTURE, steps=900, api_name="/generate")
+    until(lambda: house.journal()[-1]["entry"] == "try", 20)
+    assert len(list(house.tmp.iterdir())) == 1
+    house.process.terminate()
+    assert house.process.wait(10) == 128 + signal.SIGTERM
+    assert not any(map(alive, pids))
+    assert house.journal()[-1]["entry"] == "untry"
+    assert list(house.tmp.iterdir()) == []
+    assert not list(house.folder.rglob(".*"))

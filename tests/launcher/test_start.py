@@ -197,18 +197,18 @@ def test_the_command_rendezvous_in_a_file_and_never_standalone(tmp_path: Path) -
 
 
 def test_run_directories_are_private_and_those_of_the_dead_are_swept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (tmp_path / f"distrifusion-{gone.pid}-x").mkdir()
-    alive, foreign = tmp_path / f"distrifusion-{os.getpid()}-y", tmp_path / "distrifusion-notes-z"
+    (short_tmp / f"distrifusion-{gone.pid}-x").mkdir()
+    alive, foreign = short_tmp / f"distrifusion-{os.getpid()}-y", short_tmp / "distrifusion-notes-z"
     alive.mkdir()
     foreign.mkdir()
     made = start.make_run_dir()
     assert made.stat().st_mode & 0o777 == 0o700
-    assert set(tmp_path.iterdir()) == {made, alive, foreign}
+    assert set(short_tmp.iterdir()) == {made, alive, foreign}
 
 
 def test_a_socket_fits_into_a_run_directory_wherever_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +218,8 @@ def test_a_socket_fits_into_a_run_directory_wherever_that_is(monkeypatch: pytest
     start.remove_run_dir(made)
 
 
-def test_a_run_directory_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_a_run_directory_of_somebody_else_is_not_used(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
     monkeypatch.delenv(start.RUN_DIR, raising=False)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

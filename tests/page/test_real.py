@@ -19,8 +19,8 @@ STEPS = 8
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running app.py."""
-    with real_app(tmp_path_factory.mktemp("real"), "--ranks", "2", "--device", "cpu") as url:
-        yield url
+    with real_app(tmp_path_factory.mktemp("real"), "--ranks", "2", "--device", "cpu") as running:
+        yield running.url
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.processes import alive, descendants, free_port, until
@@ -17,9 +18,18 @@ from tests.support.processes import alive, descendants, free_port, until
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RealApp:
+    """A running app.py."""
+
+    url: str
+    process: subprocess.Popen[bytes]  # torchrun's agent, whose children are the ranks
+    log: Path  # what it says on its terminal
+
+
 @contextmanager
-def real_app(folder: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[str]:
-    """Start app.py with `options`, pictures in `folder`/outputs, and yield its address once the port answers."""
+def real_app(folder: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[RealApp]:
+    """Start app.py with `options`, pictures in `folder`/outputs, and yield it once the port answers."""
     port, log = free_port(), folder / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -40,7 +50,7 @@ def real_app(folder: Path, *options: str, env: dict[str, str] | None = None) -> 
 
     try:
         until(answers, 60)
-        yield url
+        yield RealApp(url=url, process=process, log=log)
     finally:
         pids = [process.pid, *descendants(process.pid)]
         process.send_signal(signal.SIGTERM)

@@ -28,12 +28,12 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as work,
-        real_app(Path(work), "--ranks", "2", "--device", "cpu") as url,
+        real_app(Path(work), "--ranks", "2", "--device", "cpu") as running,
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
         for name, options in SHOTS.items():
-            shoot(Visitor(browser, url, **options), folder / f"{name}.jpg")
+            shoot(Visitor(browser, running.url, **options), folder / f"{name}.jpg")
         browser.close()
 
 
