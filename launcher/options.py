@@ -17,6 +17,7 @@ from launcher.faults import planned
 from launcher.model import choose_model
 
 MAX_RANKS = 64
+AUTH = "DISTRI_AUTH"
 CPU_RANKS = 2  # without GPUs: enough to show what patches do
 
 
@@ -67,13 +68,12 @@ class Options:
             raise ValueError(f"port {self.port} is out of range; give a number from 1 to 65535")
 
     def arguments(self) -> list[str]:
-        """The command line that parses to these options."""
+        """The command line that parses to these options, but for `auth`, which travels in the variable AUTH."""
         words = ["--device", self.device, "--host", self.host, "--port", str(self.port)]
         words += ["--ranks", str(self.ranks)] if self.ranks is not None else []
         words += ["--model", self.model] if self.model is not None else []
         words += ["--text-encoder-on", self.text_encoder_on]
-        words += ["--share"] if self.share else []
-        return words + (["--auth", ":".join(self.auth)] if self.auth is not None else [])
+        return words + (["--share"] if self.share else [])
 
 
 def add_group_options(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +99,12 @@ def parse(argv: Sequence[str]) -> Options:
     parser.add_argument("--host", default="0.0.0.0" if space else "127.0.0.1", help="address to serve the page on")
     parser.add_argument("--port", type=int, default=7860, help="port to serve the page on")
     parser.add_argument("--share", action="store_true", help="also serve through a public Gradio link")
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for this name and password")
+    parser.add_argument(
+        "--auth",
+        metavar="USER:PASSWORD",
+        default=os.environ.get(AUTH),
+        help=f"ask visitors for this name and password (or set {AUTH}, which other users of the machine cannot read)",
+    )
     words = parser.parse_args(argv)
     try:
         planned()

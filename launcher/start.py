@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from launcher.journal import Busy, Journal, data_folder
-from launcher.options import Options, parse, refuse, resolve, usable_cores
+from launcher.options import AUTH, Options, parse, refuse, resolve, usable_cores
 
 __all__ = ["Options", "Place", "in_group", "main", "parse", "rank_environment", "torchrun_command"]
 
@@ -168,4 +168,6 @@ def main(options: Options, script: str) -> NoReturn:
     run_dir = make_run_dir()
     command = torchrun_command(run_dir, ranks, [script, *resolved.arguments()], restarts=1_000_000)
     env = rank_environment(run_dir, ranks, device) | {SERVES: "1"}
+    if options.auth is not None:
+        env[AUTH] = ":".join(options.auth)  # a command line can be read by every user of the machine
     os.execve(command[0], command, env)

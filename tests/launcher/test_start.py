@@ -20,12 +20,16 @@ from tests.support.processes import TOY_APP, free_port, toy_model
 
 def test_options_come_back_from_their_own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
+    monkeypatch.delenv(options.AUTH, raising=False)
     full = Options(
         ranks=3, device="cpu", model="/m", text_encoder_on="all", host="127.0.0.2", port=81, share=True,
         auth=("me", "pass:word"),
     )  # fmt: skip
-    for one in (Options(), full):
-        assert parse(one.arguments()) == one
+    assert parse(Options().arguments()) == Options()
+    assert not any("pass" in word for word in full.arguments())
+    monkeypatch.setenv(options.AUTH, "me:pass:word")
+    assert parse(full.arguments()) == full
+    assert parse(["--auth", "you:other"]).auth == ("you", "other")
 
 
 def test_a_space_serves_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
