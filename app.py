@@ -21,6 +21,7 @@ from launcher.web.visit import NO_RUN, VIEWS, Frame, Props, Visits
 
 if TYPE_CHECKING:
     import gradio as gr
+    from starlette.middleware import Middleware
     from starlette.routing import Route
 
 Page = dict[str, Any]  # the components by name
@@ -412,6 +413,13 @@ def routes(client: Client, auth: tuple[str, str] | None) -> list["Route"]:
     return [Route("/healthz", healthz), Route("/metrics", metrics), *shut]
 
 
+def small_bodies() -> "Middleware":
+    """What refuses floods."""
+    from starlette.middleware import Middleware
+
+    return Middleware(limits.SmallBodies, limit=limits.BODY_BYTES)
+
+
 # --- entry point
 
 
@@ -430,7 +438,7 @@ def serve(client: Client, options: start.Options) -> None:
         ssr_mode=False,
         run_history=False,
         enable_monitoring=False,  # Gradio's own; ours is /metrics
-        app_kwargs={"routes": routes(client, options.auth)},
+        app_kwargs={"routes": routes(client, options.auth), "middleware": [small_bodies()]},
         allowed_paths=[str(data_folder() / PICTURES)],  # beside it lie everybody's prompts, on a Space also tokens
         favicon_path=skeletons.ASSETS / "logo.svg",
         footer_links=["api", "gradio", "settings"],

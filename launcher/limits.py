@@ -1,5 +1,5 @@
-"""How often one client may ask for pictures where everybody can: on a Space. What one picture may be is checked where
-its request and config are made, how many may wait in client.py.
+"""How often one client may ask for pictures where everybody can, on a Space, and how much a request may send. What one
+picture may be is checked where its request and config are made, how many may wait in client.py.
 """
 
 from __future__ import annotations
@@ -9,12 +9,19 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from launcher.schema import Refused
 
 PICTURES = 15  # five comparisons
 PERIOD_S = 60.0
+BODY_BYTES = 4 * 2**20  # of a request to the page's server: the beginning of a dropped picture is the largest
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Rate:
@@ -65,6 +72,35 @@ class Rate:
             self._forget(self._asked[who], now)
             if not self._asked[who]:
                 del self._asked[who]
+
+
+class SmallBodies:
+    """ASGI middleware: a request whose body is larger than `limit` bytes is refused, and never held in memory."""
+
+    def __init__(self, app: App, limit: int) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif int(dict(scope["headers"]).get(b"content-length", b"0")) > self._limit:
+            headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": 413, "headers": headers})
+            await send({"type": "http.response.body", "body": b"requests are up to %d bytes\n" % self._limit})
+        else:
+            await self._app(scope, self._counted(receive), send)
+
+    def _counted(self, receive: Receive) -> Receive:
+        got = 0
+
+        async def counted() -> dict[str, Any]:
+            nonlocal got
+            message = await receive()
+            got += len(message.get("body", b""))
+            return message if got <= self._limit else {"type": "http.disconnect"}  # of whom said no length
+
+        return counted
 
 
 def address(peer: str, forwarded: str) -> str:

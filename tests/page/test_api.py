@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from launcher.limits import Rate
+from launcher.limits import BODY_BYTES, Rate
 from launcher.schema import Refused
 from tests.support.fake_client import KNOWN, FakeClient
 from tests.support.processes import until
@@ -210,6 +212,22 @@ def test_what_went_wrong_inside_is_not_told(caller: Any, fake: FakeClient, monke
 def test_nobody_leaves_files_here(page_server: tuple[str, FakeClient], path: str, body: bytes | None) -> None:
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"{page_server[0]}gradio_api/{path}", body)
+
+
+def test_a_flood_that_says_so_is_refused_before_it_comes(page_server: tuple[str, FakeClient]) -> None:
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(page_server[0]).netloc, timeout=20)
+    connection.putrequest("POST", "/gradio_api/queue/join")
+    connection.putheader("Content-Length", str(BODY_BYTES + 1))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_flood_without_a_length_is_cut_off(page_server: tuple[str, FakeClient]) -> None:
+    url = f"{page_server[0]}gradio_api/queue/join"
+    flood = (b" " * 2**16 for _ in range(BODY_BYTES // 2**16 + 2))
+    with pytest.raises((OSError, http.client.HTTPException)):
+        urllib.request.urlopen(urllib.request.Request(url, flood, {"Content-Type": "application/json"}), timeout=20)
 
 
 def test_cancelling_frees_the_engine(caller: Any, fake: FakeClient) -> None:
