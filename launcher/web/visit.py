@@ -7,7 +7,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.auto import Auto
@@ -37,7 +37,8 @@ class Visits:
         self.client = client
         self.auto = auto or Auto(client)
         self.rate = rate or Rate.here()
-        self._watchers: Counter[str] = Counter()
+        self._watchers: Counter[str] = Counter()  # pages that follow a picture now
+        self._lock = threading.Lock()
 
     # --- a run: one picture, or the same picture by two or three methods
 
@@ -70,16 +71,23 @@ class Visits:
     def follow(self, run: Frame, browser: Frame) -> Iterator[Frame]:
         """What a run shows until its last picture is done, stopped or failed. Closed early if the tab is."""
         ids, ended = tuple(run["ids"]), False
-        self._watchers.update(ids)
+        self._watch(ids, 1)
         try:
             yield from self._frames(run, browser["visitor"])
             ended = True
         finally:
-            self._watchers.subtract(ids)
+            self._watch(ids, -1)
             if not ended:
                 timer = threading.Timer(GRACE_S, self._abandon, [ids])
                 timer.daemon = True
                 timer.start()
+
+    def _watch(self, ids: Iterable[str], change: int) -> None:
+        with self._lock:
+            for id in ids:
+                self._watchers[id] += change
+                if not self._watchers[id]:
+                    del self._watchers[id]
 
     def _frames(self, run: Frame, visitor: str) -> Iterator[Frame]:
         if not run["busy"]:

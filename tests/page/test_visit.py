@@ -42,6 +42,14 @@ def test_closed_tab_drops_the_waiting_baselines(client: FakeClient, monkeypatch:
     assert (first, others) == ("done", ["cancelled", "cancelled"])
 
 
+def test_nothing_is_remembered_of_runs_that_are_over(client: FakeClient) -> None:
+    client.step_seconds = 0.001
+    visits = Visits(client)
+    for _ in range(3):
+        list(visits.follow(visits.start(WHO, values())["current"], WHO))
+    assert not visits._watchers
+
+
 def test_reload_keeps_them(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visit, "GRACE_S", 0.1)
     visits = Visits(client)
