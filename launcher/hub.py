@@ -155,8 +155,9 @@ class Hub:
     def _meet(self, rank: int, hello: m.Hello) -> None:
         self.roster.meet(rank, hello)
         if hello.error:
-            # Trying again would end the same way: stay, and say so on the page.
-            self.state, self.last_error = "dead", f"rank {rank}: {hello.error}"
+            # Trying again would end the same way: stay, and say so on the page. The first reason is the one that stays.
+            if self.state != "dead":
+                self.state, self.last_error = "dead", f"rank {rank}: {hello.error}"
             for job in [*self.queue]:
                 self._end(job, "failed", self.last_error)
         elif self.roster.loaded:

@@ -258,9 +258,10 @@ def test_ranks_that_do_not_meet_are_given_up() -> None:
 
 
 def test_weights_that_cannot_be_loaded_are_said_on_the_page() -> None:
-    group = ScriptedGroup(backlog=(waiting := make_job(),))
+    group = ScriptedGroup(3, backlog=(waiting := make_job(),))
     group.feed(Heard(0, group.ranks[0].hello()))
     group.feed(Heard(1, group.ranks[1].hello(error="no such file")))
+    group.feed(Heard(2, group.ranks[2].hello(error="no such file")))  # who reads the page keeps what he reads
     status = group.hub.status()
     assert (status.state, status.last_error) == ("dead", "rank 1: no such file")
     assert waiting.state == "failed"
