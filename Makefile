@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test lint format bench quality plots screenshots clean
+.PHONY: help demo test lint format bench quality plots soak screenshots clean
 
 help:
 	@echo "make demo         start the page on all GPUs, or on 2 CPU processes, and print its address"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench        measure the README's table of times, by the embedded model on CPU processes"
 	@echo "make quality      measure the README's table of quality: the held-out captions by every method"
 	@echo "make plots        measure and draw the README's plots"
+	@echo "make soak         200 requests and random faults against a real group, and the ledger"
 	@echo "make screenshots  make the README's pictures anew: the page, driven by a browser"
 	@echo "make clean        remove the virtual environment and the caches"
 
@@ -45,6 +46,10 @@ quality: $(VENV)/.development
 
 plots: $(VENV)/.development
 	$(BIN)/python -m tests.support.plots
+
+# Minutes of random faults against a real group, and the ledger: make soak ARGS="--requests 50 --seed 2"
+soak: $(VENV)/.development
+	$(BIN)/python -m tests.support.soak $(ARGS)
 
 screenshots: $(VENV)/.development
 	$(BIN)/python -m tests.support.screenshots
