@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from distri_engine.bands import check_bands, used_ranks
 from distri_engine.config import DistriConfig, TextEncoderOn, check_choice, check_size
 from distri_engine.errors import MeshError
+from distri_engine.load import load_of
 from distri_engine.loading import load_pipeline
 from distri_engine.mesh import Mesh, device_name, resolve_device
 from distri_engine.methods import METHODS, Advance
@@ -74,6 +75,7 @@ class Engine:
         self._pipe.set_progress_bar_config(disable=True)
         self._unet = self._pipe.unet
         self._preview = LatentPreview.of(self._pipe.vae) if rank == 0 else None
+        self._load = load_of(self.device)
         self._mesh: Mesh | None = None
         self._seats: dict[int, _Seat] = {}  # by the number of ranks that work
         demo = Path(model).resolve() == DEMO_MODEL
@@ -150,6 +152,7 @@ class Engine:
         mesh, unet = seat.mesh, seat.unet
 
         start = time.perf_counter()
+        self._load.start()
         scheduler = self._scheduler(request)
         text = self._encode(request) if works and (mesh.rank == 0 or self._reads_alone) else None
         latents = self._noise(request)
@@ -187,6 +190,7 @@ class Engine:
                     sent_bytes=mesh.meter.sent_bytes,
                     memory_mb=self._memory_mb(),
                     buffer_mb=unet.buffer_bytes() / _MIB if method.displaced else 0.0,
+                    load=self._load.percent(),
                     change=unet.moved() if works and method.displaced else None,
                     latents=advance.heading if mesh.rank == 0 else None,
                 )

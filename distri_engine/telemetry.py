@@ -50,6 +50,7 @@ class StepDone:
     sent_bytes: int  # payload this rank sent to its peers in this step
     memory_mb: float
     buffer_mb: float = 0.0  # MiB of it that hold activations of peers and messages to them
+    load: float | None = None  # percent of one core that this process used since the picture began, or of the GPU
     # |k(t) - k(t-1)| / |k(t)| of one layer's keys on this rank's rows: what stale values are off by. None in the first
     # step, and where ranks do not see each other's activations.
     change: float | None = None

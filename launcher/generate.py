@@ -82,7 +82,8 @@ def make(work: errand.Errand) -> dict[str, Any] | None:
                 s.wait_ms,
                 s.sent_bytes,
                 s.evaluations,
-                math.nan if s.change is None else s.change,
+                _number(s.change),
+                _number(s.load),
                 s.memory_mb,
                 s.buffer_mb,
             ]
@@ -109,8 +110,18 @@ def make(work: errand.Errand) -> dict[str, Any] | None:
         steps=[[_figures(*rank) for rank in step] for step in torch.stack(everyone, dim=1).tolist()],
         memory_mb=torch.stack(everyone)[..., -2].amax(dim=1).tolist(),
         buffer_mb=torch.stack(everyone)[..., -1].amax(dim=1).tolist(),
+        load_percent=[_known(load) for load in torch.stack(everyone)[:, -1, -3].tolist()],
         image=str(paths[0]),
     )
+
+
+def _number(figure: float | None) -> float:
+    """Tensors know no None."""
+    return math.nan if figure is None else figure
+
+
+def _known(figure: float) -> float | None:
+    return None if math.isnan(figure) else figure
 
 
 def _figures(
@@ -128,7 +139,7 @@ def _figures(
         wait_ms=wait_ms,
         sent_bytes=int(sent_bytes),
         evaluations=int(evaluations),
-        change=None if math.isnan(change) else change,
+        change=_known(change),
     )
 
 

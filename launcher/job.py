@@ -177,6 +177,7 @@ class Job:
             ],
             memory_mb=[max(s.memory_mb for s in rank.steps) for rank in self.ranks],
             buffer_mb=[max(s.buffer_mb for s in rank.steps) for rank in self.ranks],
+            load_percent=[rank.steps[-1].load for rank in self.ranks],
             image=self.pictures[0],
         )
         if self.plan is not None:
@@ -239,6 +240,7 @@ def _lane(index: int, rank: RankWork, pace: list[float], hellos: Mapping[int, m.
         sent_bytes=last.sent_bytes if last else 0,
         memory_mb=last.memory_mb if last else rank.prepared.memory_mb if rank.prepared else 0.0,
         buffer_mb=last.buffer_mb if last else 0.0,
+        load=last.load if last else None,
         median_ms=median(pace) if pace else 0.0,
         history=tuple((s.compute_ms, s.wait_ms) for s in rank.steps),
     )

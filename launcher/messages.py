@@ -208,6 +208,7 @@ class Step(Message):
     sent_bytes: Annotated[int, _whole(0, 2**50)]
     memory_mb: Amount
     buffer_mb: Amount = 0.0
+    load: MaybeAmount = None
     change: MaybeAmount = None
 
 

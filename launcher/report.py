@@ -33,10 +33,12 @@ def make_report(
     steps: Sequence[Sequence[StepFigures]],  # [step][rank]
     memory_mb: Sequence[float],
     buffer_mb: Sequence[float],
+    load_percent: Sequence[float | None],
     image: str | None,
 ) -> dict[str, Any]:
     """A dict that is JSON as it stands. Seconds exclude process start and model load, which are `startup_seconds`.
 
+    `load_percent` is each rank's over the whole picture: of one core by its process, or of its GPU; None: unknown.
     With paradigms a step is a Picard iteration, and "picard" has their number and that of all ranks' UNet evaluations.
     """
     parts = {name: round(float(seconds.get(name, 0.0)), 6) for name in ("text", "denoise", "decode", "save")}
@@ -67,6 +69,7 @@ def make_report(
         ],
         "memory_mb": [round(memory, 1) for memory in memory_mb],
         "buffer_mb": [round(buffers, 3) for buffers in buffer_mb],
+        "load_percent": [None if load is None else round(load, 1) for load in load_percent],
         "image": image,
     }
     if config["parallelism"] == "paradigms":

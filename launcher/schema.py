@@ -33,6 +33,7 @@ class Lane:
     sent_bytes: int  # in the last finished step
     memory_mb: float
     buffer_mb: float = 0.0  # of it, what holds activations of peers and messages to them; after the last step
+    load: float | None = None  # percent of one core (CPU) or of the GPU since the picture began; None: unknown
     median_ms: float  # median compute + wait over this picture's finished steps
     history: tuple[tuple[float, float], ...] = ()  # (compute_ms, wait_ms) of every finished step of the engine
 

@@ -211,6 +211,7 @@ class Worker:
                 sent_bytes=event.sent_bytes,
                 memory_mb=event.memory_mb,
                 buffer_mb=event.buffer_mb,
+                load=event.load,
                 change=event.change,
             )
         )

@@ -34,7 +34,7 @@ FLOORS = (
     {"bands", "step"},
     {"request"},
     {"config"},
-    {"errors", "telemetry"},
+    {"errors", "telemetry", "load"},
 )
 # DistriConfig.rank, world_size and device ask the mesh, inside the property.
 LAZY_EXCEPTIONS = {("config", "mesh")}

@@ -139,7 +139,7 @@
         set(node.querySelector(".df-lane-ms"), lane.ms || "–");
         set(node.querySelector(".df-lane-status"), lane.status || "");
         set(node.querySelector(".df-lane-wait"), lane.wait || "");
-        set(node.querySelector(".df-lane-detail"), [lane.sent, lane.memory].filter(Boolean).join(" · "));
+        set(node.querySelector(".df-lane-detail"), [lane.sent, lane.load, lane.memory].filter(Boolean).join(" · "));
         node.drawBars = () => bars(node.querySelector("canvas"), lane, value.steps || 1, value.phases || "", top);
         node.drawBars();
       });

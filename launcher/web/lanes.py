@@ -96,9 +96,15 @@ def _lane(lane: Lane, update: Update) -> dict[str, Any]:
         "status": f"step {lane.step} / {update.steps}" if running else WORDS.get(update.state, update.state),
         "wait": f"waiting {100 * wait / whole:.0f} %" if whole and not alone else "",
         "sent": f"{amount(lane.sent_bytes)}/step" if lane.history and not alone else "",
+        "load": _load(lane),
         "memory": _memory(lane),
         "bars": [[round(compute, 2), round(wait, 2)] for compute, wait in lane.history],
     }
+
+
+def _load(lane: Lane) -> str:
+    """CPU: percent of one core, so that two threads can make 200."""
+    return "" if lane.load is None else f"{'CPU' if lane.device == 'CPU' else 'GPU'} {lane.load:.0f} %"
 
 
 def _memory(lane: Lane) -> str:

@@ -127,7 +127,7 @@ def test_a_picture_its_report_and_the_same_bytes_again(
     report = make(tmp_path)
     assert list(report) == [
         "request", "config", "model", "device", "ranks", "threads_per_rank", "startup_seconds", "seconds", "steps",
-        "memory_mb", "buffer_mb", "image",
+        "memory_mb", "buffer_mb", "load_percent", "image",
     ]  # fmt: skip
     assert json.loads(json.dumps(report)) == report
     assert report["image"] == str(tmp_path / "x.png")

@@ -40,7 +40,7 @@ def test_a_picture_and_its_report(group: ToyGroup) -> None:
     report = update["report"]
     assert set(report) == {
         "request", "config", "model", "device", "ranks", "threads_per_rank", "startup_seconds", "seconds", "steps",
-        "memory_mb", "buffer_mb", "image",
+        "memory_mb", "buffer_mb", "load_percent", "image",
     }  # fmt: skip
     assert sum(report["seconds"][name] for name in ("text", "denoise", "decode", "save")) == pytest.approx(
         report["seconds"]["total"], abs=1e-5

@@ -33,6 +33,7 @@ SAMPLES = [
         wait_ms=0.5,
         sent_bytes=10,
         memory_mb=1.0,
+        load=97.0,
         change=0.25,
     ),
     m.Ended(req="r-1", why="done", step=7, pictures=("/x.png",), seconds={"text": 0.1}),

@@ -179,8 +179,8 @@ def test_lanes_and_strip() -> None:
         steps=9,
         phases="Sd",
         lanes=(
-            dataclasses.replace(_lane(0, (0, 0, 256, 160), "conditional"), buffer_mb=3.0),
-            _lane(1, (0, 160, 256, 256), "conditional"),
+            dataclasses.replace(_lane(0, (0, 0, 256, 160), "conditional"), buffer_mb=3.0, load=97.4),
+            dataclasses.replace(_lane(1, (0, 160, 256, 256), "conditional"), device="NVIDIA H200", load=88.0),
             _lane(2, None, "none"),
         ),
         request=request,
@@ -190,6 +190,8 @@ def test_lanes_and_strip() -> None:
     assert (first["name"], first["part"]) == ("CPU rank 0", "rows 0–160 · with prompt")
     assert (second["status"], second["wait"], second["sent"]) == ("step 2 / 9", "waiting 25 %", "1.2 MB/step")
     assert (first["memory"], second["memory"]) == ("400 MiB, 3.1 MB buffers", "400 MiB")
+    assert (first["load"], second["load"]) == ("CPU 97 %", "GPU 88 %")
+    assert lanes.live(dataclasses.replace(update, lanes=(_lane(0, None),)))["lanes"][0]["load"] == ""
     assert (unused["state"], unused["status"]) == ("rest", "sleeping")
     assert lanes.live(update)["foot"] == "Slowest device sets the pace: 40.0 ms"
     segments = stage.strip(update.lanes, request)
