@@ -127,6 +127,7 @@ def controls(status: Status) -> Page:
             elem_id="run",
         )
         page["aspect"] = gr.Radio(list(settings.RATIOS), value="1:1", label="Aspect ratio", elem_id="aspect")
+        page["style"] = choice("style")
         page["seed"] = gr.Number(settings.DEFAULTS["seed"], label="Seed", precision=0, elem_id="seed")
         page["random_seed"] = gr.Checkbox(True, label="New random seed each time", elem_id="random-seed")
         page["recover"] = panel("recover", {}, skeletons.RECOVER)
@@ -260,7 +261,7 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     page["timer"].tick(
         answering(page, visits.tick),
         [current, page["mood"], *size],
-        [page[name] for name in ("top", "mood", "generate", "chips", "lanes")] + size,
+        [page[name] for name in ("top", "mood", "generate", "chips", "style", "lanes")] + size,
         api_name="tick",
         **PRIVATE,
     )

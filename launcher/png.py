@@ -16,7 +16,7 @@ from typing import Any
 from distri_engine.bands import used_ranks
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
-from launcher import infotext
+from launcher import infotext, styles
 from launcher.files import whole_file
 from launcher.schema import as_parameters
 
@@ -38,6 +38,7 @@ def chunks(request: GenerationRequest, config: DistriConfig, *, model: str, devi
         "format": FORMAT,
         "request": as_parameters(request),
         "config": as_parameters(config),
+        "style": styles.split(request.prompt)[1],
         "topology": topology,
     }
     return {

@@ -183,7 +183,7 @@
         picture(node.querySelector("img"), { src: tile.src, alt: "" });
         set(node.querySelector(".df-tile-seed"), tile.seed);
         set(node.querySelector(".df-tile-count"), tile.methods.length > 1 ? `×${tile.methods.length}` : "");
-        node.title = `${tile.prompt}\n${tile.methods.join(", ")}`;
+        node.title = [tile.prompt, tile.style && `Style: ${tile.style}`, tile.methods.join(", ")].filter(Boolean).join("\n");
         node.setAttribute("aria-label", `Bring back: ${tile.prompt}`);
         node.dataset.id = tile.id;
         node.onclick = () => trigger("select", { id: tile.id });

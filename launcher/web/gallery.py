@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher import styles
 from launcher.schema import Record
 from launcher.web.names import method_name
 from launcher.web.pictures import thumbnail
@@ -28,12 +29,14 @@ def tiles(records: Sequence[Record]) -> list[dict[str, Any]]:
     shown = []
     for run in runs(records)[:SIZE]:
         methods = [str(record.config.get("parallelism")) for record in run]
+        prompt = str(run[0].request.get("prompt", ""))
         best = min(run, key=lambda record: _rank(str(record.config.get("parallelism"))))
         shown.append(
             {
                 "id": best.id,
                 "src": thumbnail(str(best.picture)),
-                "prompt": str(best.request.get("prompt", "")),
+                "prompt": prompt,
+                "style": "" if (style := styles.split(prompt)[1]) == styles.NONE else style,
                 "seed": str(best.request.get("seed", "")),
                 "methods": [method_name(method) for method in sorted(methods, key=_rank)],
             }

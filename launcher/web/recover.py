@@ -100,6 +100,6 @@ def _common(text: str) -> tuple[dict[str, Any], list[str]]:
     found = infotext.read(text)
     request, config = GenerationRequest(**found.request), DistriConfig(**found.config)
     values = settings.of_picture(as_parameters(request), as_parameters(config), [])
-    named = {*found.request, *found.config} | ({"auto_warmup"} if "warmup_steps" in found.config else set())
+    named = {*found.request, *found.config, "style"} | ({"auto_warmup"} if "warmup_steps" in found.config else set())
     values = {name: value for name, value in values.items() if name in named}
     return values | ({"random_seed": False} if "seed" in values else {}), found.problems

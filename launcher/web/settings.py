@@ -13,6 +13,7 @@ from typing import Any
 from distri_engine.bands import check_bands
 from distri_engine.config import AUTO, DistriConfig, Parallelism, SplitScheme, SyncMode
 from distri_engine.request import MAX_SEED, GenerationRequest, Scheduler
+from launcher import styles
 from launcher.auto import MANY, Choice, Wish, simple
 from launcher.options import MAX_RANKS
 from launcher.schema import ModelInfo, Status
@@ -31,6 +32,7 @@ SPLIT_BATCH = {"auto": None, "on": True, "off": False}
 
 DEFAULTS: dict[str, Any] = {
     "prompt": "",
+    "style": styles.NONE,
     "negative_prompt": "",
     "run": "+ Naive + 1 device",
     "width": None,  # the model's own
@@ -53,6 +55,7 @@ SWITCHES = ("auto_warmup", "metadata")
 WHOLE_NUMBERS = ("width", "height", "steps", "seed", "warmup_steps")
 CHOICES = {
     "run": tuple(RUNS),
+    "style": tuple(styles.STYLES),
     "scheduler": tuple(member.value for member in Scheduler),
     "parallelism": ("auto", *(method.value for method in METHODS)),
     "mode": ("auto", *(member.value for member in SyncMode)),
@@ -61,6 +64,7 @@ CHOICES = {
 }
 
 LABELS = {
+    "style": "Style",
     "width": "Width",
     "height": "Height",
     "steps": "Steps",
@@ -78,6 +82,7 @@ LABELS = {
 INFO = {
     "run": "Baselines use the same prompt and seed, after the DistriFusion picture.",
     "alone": "There is one device: nobody to share with, so nothing to compare.",
+    "style": "Words that follow the prompt.",
     "negative_prompt": "What the picture should not show.",
     "width": "Pixels; a multiple of 32.",
     "height": "Pixels; a multiple of 32.",
@@ -172,7 +177,7 @@ def plan(values: Mapping[str, Any], status: Status, auto: Chooser | None = None)
     """The run that the controls ask for; `auto` chooses what they leave to it. ValueError says what is wrong."""
     seed = None if values["random_seed"] else values["seed"]
     request = GenerationRequest(
-        prompt=values["prompt"] or "",
+        prompt=styles.join(values["prompt"] or "", values["style"]),
         negative_prompt=values["negative_prompt"] or "",
         height=values["height"],
         width=values["width"],
@@ -212,6 +217,13 @@ def rank_choices(ranks: int) -> tuple[str, ...]:
     return ("auto", *map(str, range(1, ranks + 1)))
 
 
+def style_info(status: Status) -> str:
+    """What a style does. The embedded model has seen few words."""
+    if not (status.model and status.model.demo):
+        return INFO["style"]
+    return f"{INFO['style']} This model knows those of {', '.join(styles.EVERYWHERE[:-1])} and {styles.EVERYWHERE[-1]}."
+
+
 def best_mode(status: Status) -> SyncMode:
     """Extrapolation is measured on the embedded model alone; for others the paper's choice stands."""
     return SyncMode.EXTRAPOLATED if status.model and status.model.demo else SyncMode.CORRECTED_ASYNC_GN
@@ -228,6 +240,7 @@ def of_picture(request: Mapping[str, Any], config: Mapping[str, Any], methods: S
     """The values of the controls that make a finished picture again; `methods` are those it was compared with."""
     values = {name: request[name] for name in DEFAULTS if name in request}
     values |= {name: config[name] for name in CHOICES if name in config and config[name] in CHOICES[name]}
+    values["prompt"], values["style"] = styles.split(str(request.get("prompt", "")))
     values["ranks"] = str(config.get("ranks") or "auto")
     warmup = config.get("warmup_steps", DEFAULTS["warmup_steps"])
     values["auto_warmup"] = warmup == AUTO

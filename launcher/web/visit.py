@@ -248,6 +248,8 @@ class Visits:
         model = status.model
         if frame.get("ranks", "auto") not in settings.rank_choices(status.ranks):  # made by a larger group
             frame["ranks"] = "auto"
+        if "style" in frame:
+            frame["style"] = Props(value=frame["style"], info=settings.style_info(status))
         if model and ("width" in values or "height" in values):
             frame["aspect"] = settings.ratio_of(values.get("width"), values.get("height"), model)
         return frame
@@ -293,7 +295,9 @@ class Visits:
         words = {"loading": "Loading model…", "lost": "Restarting…", "dead": "Not available"}
         usable = mood not in words
         frame: Frame = {"mood": mood, "generate": Props(value=words.get(mood, "Generate"), interactive=usable)}
-        return frame | {"chips": {"chips": settings.examples(self.client.status())}}
+        status = self.client.status()
+        info = Props(info=settings.style_info(status))
+        return frame | {"chips": {"chips": settings.examples(status)}, "style": info}
 
     def resize(self, ratio: str) -> Frame:
         """Width and height for an aspect ratio."""

@@ -6,13 +6,14 @@ import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from PIL import Image
 
 from launcher.limits import Rate
 from launcher.schema import Refused
+from launcher.styles import STYLES
 from tests.support.browser import DESKTOP, PHONE, Visitor
 from tests.support.fake_client import FakeClient
 from tests.support.processes import until
@@ -333,6 +334,28 @@ def test_settings_stay_out_of_the_picture_where_that_is_wanted(visit: Visit) -> 
     visitor.wait_idle()
     with Image.open(io.BytesIO(visitor.picture())) as image:
         assert image.info == {}
+
+
+def test_a_style_is_part_of_the_picture_and_of_its_link(visit: Visit, fake: FakeClient) -> None:
+    visitor = visit(path="?" + urlencode({"prompt": "a house", "style": "Watercolour", "run": "DistriFusion"}))
+    visitor.wait_prompt("a house")
+    assert visitor.page.input_value("#style input") == "Watercolour"
+    assert "This model knows those of Golden hour" in visitor.text("#style")
+    visitor.press_generate()
+    visitor.wait_idle()
+    used = f"a house, {STYLES['Watercolour']}"
+    assert fake.submitted[0][0].prompt == used
+    visitor.page.wait_for_selector(".df-tile")
+    assert str(visitor.page.get_attribute(".df-tile", "title")).startswith(f"{used}\nStyle: Watercolour\n")
+    visitor.open()  # without the link, which would win
+    visitor.wait_state("done")
+    assert visitor.page.input_value("#prompt textarea") == "a house"
+    assert visitor.page.input_value("#style input") == "Watercolour"
+    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visitor.choose("Copy link")
+    visitor.page.wait_for_selector("text=Link copied")
+    copied = str(visitor.page.evaluate("navigator.clipboard.readText()"))
+    assert {"prompt": ["a house"], "style": ["Watercolour"]}.items() <= parse_qs(urlsplit(copied).query).items()
 
 
 def test_explanation_opens_by_keyboard_and_its_drawing_can_be_read_aloud(visit: Visit) -> None:

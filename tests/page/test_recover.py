@@ -49,7 +49,7 @@ def ours(**changes: Any) -> tuple[dict[str, Any], dict[str, str]]:
         {"negative_prompt": "rain", "steps": 7, "guidance_scale": 1.5, "scheduler": "euler", "seed": 5},
         {"mode": "no_sync", "warmup_steps": 2, "split_batch": "on", "random_seed": False, "seed": 0},
         {"parallelism": "naive_patch", "split_scheme": "alternate", "auto_warmup": True},
-        {"parallelism": "paradigms"},
+        {"parallelism": "paradigms", "style": "Watercolour"},
     ],
 )
 def test_a_picture_of_ours_makes_the_same_again(changes: dict[str, Any]) -> None:
@@ -76,6 +76,7 @@ def test_a_picture_of_another_program() -> None:
     back, notes = recover.controls(picture(parameters=FOREIGN), IDLE)
     assert back == {
         "prompt": "a castle, (detailed:1.2)\non a hill",
+        "style": "None",
         "negative_prompt": "rain,\nfog",
         "steps": 25,
         "scheduler": "euler",
