@@ -16,7 +16,7 @@ from launcher.client import Client
 from launcher.journal import data_folder
 from launcher.png import PICTURES
 from launcher.schema import Refused, Status
-from launcher.web import bundle, cards, endpoints, header, lanes, probes, settings, skeletons, stage
+from launcher.web import bundle, cards, endpoints, header, lanes, manual, probes, settings, skeletons, stage
 from launcher.web.visit import NO_RUN, VIEWS, Frame, Props, Visits
 
 if TYPE_CHECKING:
@@ -346,8 +346,21 @@ def publish(client: Client, auto: Auto, rate: limits.Rate) -> None:
         return endpoints.status(client)
 
     for function in (generate, compare):
-        gr.api(function, api_name=function.__name__, concurrency_limit=8)
+        gr.api(manual.described(function), api_name=function.__name__, concurrency_limit=8)
     gr.api(status, api_name="status", concurrency_limit=None)
+
+
+def unwrap_answers(tools: Any) -> None:
+    """Gradio takes all a function answers for one thing, unless the MCP client follows progress: its pictures would
+    arrive as words.
+    """
+    execute = tools._execute_tool_without_progress
+
+    async def unwrapped(job: Any) -> list[Any]:
+        (answer,) = await execute(job)
+        return list(answer) if isinstance(answer, tuple) else [answer]
+
+    tools._execute_tool_without_progress = unwrapped
 
 
 def address(request: "gr.Request") -> str:
@@ -437,6 +450,7 @@ def serve(client: Client, options: start.Options) -> None:
         quiet=True,
         show_error=False,
         ssr_mode=False,
+        mcp_server=options.mcp,
         run_history=False,
         enable_monitoring=False,  # Gradio's own; ours is /metrics
         app_kwargs={"routes": routes(client, options.auth), "middleware": [small_bodies()]},
@@ -447,6 +461,8 @@ def serve(client: Client, options: start.Options) -> None:
         head=skeletons.head(),
     )
     publish_bundle(server, client)
+    if demo.mcp_server_obj is not None:
+        unwrap_answers(demo.mcp_server_obj)
 
 
 def main() -> None:

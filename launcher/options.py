@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,12 +61,17 @@ class Options:
     port: int = 7860
     share: bool = False  # also serve through a public Gradio link
     auth: tuple[str, str] | None = None  # user name and password that the page asks for
+    mcp: bool = False  # also offer the API as tools of the Model Context Protocol
 
     def __post_init__(self) -> None:
         check_group(self.ranks, self.device)
         check_choice("text_encoder_on", self.text_encoder_on, TextEncoderOn)
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port {self.port} is out of range; give a number from 1 to 65535")
+        if self.mcp and find_spec("mcp") is None:
+            raise ValueError("--mcp needs the package mcp, which is not installed; pip install -r requirements-mcp.txt")
+        if self.mcp and self.auth is not None:
+            raise ValueError("--mcp and --auth do not go together, MCP clients cannot log in; leave one of them out")
 
     def arguments(self) -> list[str]:
         """The command line that parses to these options, but for `auth`, which travels in the variable AUTH."""
@@ -73,6 +79,7 @@ class Options:
         words += ["--ranks", str(self.ranks)] if self.ranks is not None else []
         words += ["--model", self.model] if self.model is not None else []
         words += ["--text-encoder-on", self.text_encoder_on]
+        words += ["--mcp"] if self.mcp else []
         return words + (["--share"] if self.share else [])
 
 
@@ -99,6 +106,8 @@ def parse(argv: Sequence[str]) -> Options:
     parser.add_argument("--host", default="0.0.0.0" if space else "127.0.0.1", help="address to serve the page on")
     parser.add_argument("--port", type=int, default=7860, help="port to serve the page on")
     parser.add_argument("--share", action="store_true", help="also serve through a public Gradio link")
+    mcp = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"  # Gradio's own name, where nobody types options
+    parser.add_argument("--mcp", action="store_true", default=mcp, help="also offer the API as MCP tools")
     parser.add_argument(
         "--auth",
         metavar="USER:PASSWORD",

@@ -21,11 +21,13 @@ from tests.support.processes import TOY_APP, free_port, toy_model
 def test_options_come_back_from_their_own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACE_ID", raising=False)
     monkeypatch.delenv(options.AUTH, raising=False)
+    monkeypatch.delenv("GRADIO_MCP_SERVER", raising=False)
     full = Options(
         ranks=3, device="cpu", model="/m", text_encoder_on="all", host="127.0.0.2", port=81, share=True,
         auth=("me", "pass:word"),
     )  # fmt: skip
-    assert parse(Options().arguments()) == Options()
+    for one in (Options(), Options(mcp=True)):
+        assert parse(one.arguments()) == one
     assert not any("pass" in word for word in full.arguments())
     monkeypatch.setenv(options.AUTH, "me:pass:word")
     assert parse(full.arguments()) == full
@@ -47,6 +49,7 @@ def test_a_space_serves_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--text-encoder-on", "rank1"], "unknown text_encoder_on 'rank1'; choose one of: rank0, all"),
         (["--auth", "me"], "USER:PASSWORD"),
+        (["--mcp", "--auth", "me:secret"], "--mcp and --auth do not go together"),
         (["--wat"], "unrecognized arguments: --wat"),
     ],
 )
@@ -59,6 +62,17 @@ def test_bad_options_are_one_line_and_exit_code_2(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert sentence in lines[0]
+
+
+def test_tools_need_their_package_and_can_be_asked_for_by_a_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRADIO_MCP_SERVER", "True")
+    assert parse([]).mcp
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        parse([])
+    assert "needs the package mcp" in capsys.readouterr().err
 
 
 @pytest.fixture
