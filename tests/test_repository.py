@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from importlib.metadata import version
@@ -42,6 +43,23 @@ def test_front_matter_of_the_space() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert about["license"].lower() == project["license"].lower() == "apache-2.0"
     assert project["requires-python"] == f">={about['python_version']}"
+
+
+def test_the_container_holds_what_it_needs_and_is_nobody_s_root() -> None:
+    words = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    steps = [line.split(maxsplit=1) for line in words.splitlines() if line and not line.startswith(("#", " "))]
+    about = metadata_load(ROOT / "README.md")
+    assert about is not None
+    assert dict(steps)["FROM"].startswith(f"python:{about['python_version']}-")
+    assert (dict(steps)["USER"], dict(steps)["EXPOSE"], dict(steps)["VOLUME"]) == ("user", "7860", "/data")
+    names = [name for name, _ in steps]
+    assert names.index("USER") > max(at for at, name in enumerate(names) if name in ("RUN", "COPY"))
+    assert json.loads(dict(steps)["ENTRYPOINT"]) == ["python", about["app_file"], "--host", "0.0.0.0"]
+    wanted = {source.rstrip("/") for name, rest in steps if name == "COPY" for source in rest.split()[:-1]}
+    assert all((ROOT / source).exists() for source in wanted)
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {line[1:] for line in lines if line.startswith("!")} == wanted
+    assert "*" in lines
 
 
 def test_readme_links_lead_somewhere() -> None:
