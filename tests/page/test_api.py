@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -233,10 +232,9 @@ def test_a_flood_without_a_length_is_cut_off(page_server: tuple[str, FakeClient]
 def test_cancelling_frees_the_engine(caller: Any, fake: FakeClient) -> None:
     fake.step_seconds = 0.2
     job = caller.submit("a long one", steps=200, api_name="/generate")
-    until(lambda: fake.status().state == "running", 5)
-    time.sleep(0.5)
+    until(job.outputs)
     job.cancel()
-    until(lambda: fake.status().state == "idle", 5)
+    until(lambda: fake.status().state == "idle")
 
 
 def _path(file: Any) -> str:

@@ -34,22 +34,25 @@ def test_load(visit: Visit, size: tuple[int, int]) -> None:
     assert visitor.page.locator("#stop").is_disabled()
     assert visitor.text(".df-message h2") == "Ready when you are"
     assert visitor.page.locator(".df-lane").count() == 2
-    visitor.page.wait_for_timeout(2500)  # a round of the timer
+    visitor.wait_ticks()
     assert visitor.complaints == []
     assert visitor.strangers == []
     assert visitor.sideways() <= 0
 
 
 def test_run_shows_every_rank_at_work(visit: Visit, fake: FakeClient) -> None:
-    fake.step_seconds = 0.05
     visitor = visit()
+    fake.gate = lambda method, step: step < 3
     visitor.generate("a red house")
-    seen = []
-    while not visitor.page.locator("#stop").is_disabled():
+    visitor.wait_step(3)
+    seen = [visitor.step()]
+    for reached in (9, 20):
+        fake.gate = lambda method, step, reached=reached: step < reached
+        visitor.wait_step(reached)
         seen.append(visitor.step())
-    steps = [step for step in seen if step]
-    assert steps == sorted(steps)
-    assert len(set(steps)) >= 4
+    assert seen == [3, 9, 20]
+    fake.gate = lambda method, step: True
+    visitor.wait_idle()
     assert visitor.text(".df-lane >> nth=0").startswith("CPU rank 0")
     assert visitor.text(".df-why").startswith("Auto: patches on 2 of 2 ranks, until it is known")
     assert "rows 128–256" in visitor.text(".df-lane >> nth=1")
@@ -59,10 +62,12 @@ def test_run_shows_every_rank_at_work(visit: Visit, fake: FakeClient) -> None:
 
 def test_comparison(visit: Visit, fake: FakeClient) -> None:
     fake.step_seconds = 0.02
+    fake.gate = lambda method, step: method != "naive_patch" or step < 5
     visitor = visit()
     visitor.generate("a yellow sailboat", run="+ Naive + 1 device")
     visitor.page.wait_for_selector(".df-inset:not([hidden])")  # DistriFusion is shown while the baselines run
     assert visitor.text(".df-label") == "DistriFusion"
+    fake.gate = lambda method, step: True
     visitor.wait_idle()
     visitor.page.wait_for_selector("#canvas.df-sliding")
     loaded = visitor.page.eval_on_selector_all("#slider img", "list => list.map(each => each.naturalWidth)")
@@ -97,7 +102,7 @@ def test_comparison(visit: Visit, fake: FakeClient) -> None:
 
 def test_nothing_jumps(visit: Visit, fake: FakeClient) -> None:
     visitor = visit()
-    visitor.page.wait_for_timeout(300)
+    visitor.wait_ticks(1)
     visitor.page.evaluate(
         """() => {
           window.shifts = [];
@@ -124,19 +129,19 @@ def test_same_seed_gives_the_same_bytes(visit: Visit) -> None:
 
 
 def test_stop(visit: Visit, fake: FakeClient) -> None:
-    fake.step_seconds = 0.1
+    fake.gate = lambda method, step: step < 3
     visitor = visit()
     visitor.generate("a red house", run="+ Naive + 1 device")
     visitor.wait_step(2)
     seed = visitor.seed()
     visitor.page.keyboard.press("Escape")
-    visitor.wait_state("cancelled")  # and not done: the steps that were left would have taken their time
+    visitor.wait_state("cancelled")
     assert "Your prompt and seed are kept" in visitor.text(".df-message p")
-    visitor.page.wait_for_timeout(2500)
+    fake.gate = lambda method, step: True  # what still ran would now go on
+    visitor.wait_ticks()
     assert visitor.state() == "cancelled"
     assert not fake.running(visitor=fake.owner())
     assert visitor.seed() == seed
-    fake.step_seconds = 0.01
     visitor.press_generate()
     visitor.wait_idle()
     assert visitor.state() == "done"
@@ -196,7 +201,7 @@ def test_error(visit: Visit, fake: FakeClient) -> None:
     visitor.wait_state("failed")
     assert "out of memory" in visitor.text(".df-message p")
     visitor.wait_idle()
-    until(lambda: not fake.running(visitor=fake.owner()), 5)  # a baseline that had just begun stops at its next step
+    until(lambda: not fake.running(visitor=fake.owner()))  # a baseline that had just begun stops at its next step
     fake.fault = lambda step: ""
     visitor.press_generate()
     visitor.wait_idle()
@@ -204,13 +209,14 @@ def test_error(visit: Visit, fake: FakeClient) -> None:
 
 
 def test_lost_device_is_told_and_recovered(visit: Visit, fake: FakeClient) -> None:
-    fake.step_seconds = 0.03
     fake.fault = lambda step: "lost" if step == 6 else ""
+    fake.gate = lambda method, step: method != "restart"
     visitor = visit()
     visitor.generate("a red house")
     visitor.wait_state("lost")
     assert visitor.text(".df-message h2") == "A device was lost"
     assert "Rank 1 stopped answering at step 6" in visitor.text(".df-message p")
+    fake.gate = lambda method, step: True
     visitor.wait_state("done")
 
 
@@ -231,7 +237,7 @@ def test_loading(visit: Visit, fake: FakeClient) -> None:
 
 
 def test_two_visitors_and_leave(visit: Visit, fake: FakeClient) -> None:
-    fake.step_seconds = 0.1
+    fake.gate = lambda method, step: step < 2  # nothing gets done, however slow the second visitor is
     first, second = visit(), visit()
     first.generate("a red house")
     second.generate("a blue house")
@@ -263,13 +269,12 @@ def test_injected_prompt_does_nothing(visit: Visit, prompt: str) -> None:
 def test_gallery_survives_a_reload_and_brings_settings_back(visit: Visit) -> None:
     visitor = visit()
     visitor.choose("4:3")
-    visitor.page.wait_for_function("document.querySelector('#aspect .selected')?.textContent.trim() === '4:3'")
-    visitor.page.wait_for_timeout(400)
+    visitor.wait_advanced("width", "288")
     visitor.generate("the first picture", run="+ Naive")
     visitor.wait_idle()
     seed, first = visitor.seed(), visitor.picture()
     visitor.choose("1:1")
-    visitor.page.wait_for_timeout(400)
+    visitor.wait_advanced("width", "256")
     visitor.generate("the second picture")
     visitor.wait_idle()
     visitor.page.wait_for_function("document.querySelectorAll('.df-tile').length === 2")
@@ -288,12 +293,13 @@ def test_gallery_survives_a_reload_and_brings_settings_back(visit: Visit) -> Non
 
 
 def test_running_request_survives_a_reload(visit: Visit, fake: FakeClient) -> None:
-    fake.step_seconds = 0.08
+    fake.gate = lambda method, step: step < 3
     visitor = visit()
     visitor.generate("still running", run="+ Naive")
     visitor.wait_step(3)
     visitor.reload()
-    visitor.wait_step(4)
+    visitor.wait_step(3)
+    fake.gate = lambda method, step: True
     assert visitor.page.input_value("#prompt textarea") == "still running"
     visitor.wait_idle()
     assert visitor.text(".df-label >> nth=0") == "Naive patch"
@@ -398,7 +404,7 @@ def test_phone(visit: Visit) -> None:
     assert bar["y"] + bar["height"] <= PHONE[1]
     assert bar["y"] > PHONE[1] - 100
     visitor.page.mouse.wheel(0, 900)
-    visitor.page.wait_for_timeout(200)
+    visitor.page.wait_for_function("window.scrollY > 0")
     assert visitor.page.locator("#generate").bounding_box() == bar
     order = ["#prompt", "#canvas", "#lanes", "#cards", "#gallery", "#settings", "#advanced"]
     tops = [visitor.page.locator(part).bounding_box()["y"] for part in order]

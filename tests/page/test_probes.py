@@ -17,7 +17,7 @@ AUTH = ("me", "pass:wörd")
 
 
 def test_healthz_says_whether_a_picture_could_be_made(page_server: tuple[str, FakeClient], fake: FakeClient) -> None:
-    until(lambda: fake.status().state == "idle", 5)
+    until(lambda: fake.status().state == "idle")
     with urllib.request.urlopen(page_server[0] + "healthz") as answer:
         assert json.load(answer) == {"state": "ready", "last_step_age": None, "restarts": 0, "queue": 0}
         assert answer.headers["Content-Type"] == "application/json"

@@ -68,7 +68,7 @@ def test_filter_large_view_and_keyboard(browser: Any, address: str, size: tuple[
     page.keyboard.press("ArrowRight")  # round to the first
     assert large()[1] == "single"
     page.keyboard.press("Escape")
-    until(lambda: page.evaluate("document.activeElement.querySelector('img')?.alt") == "single, 2: a blue house", 5)
+    until(lambda: page.evaluate("document.activeElement.querySelector('img')?.alt") == "single, 2: a blue house")
     assert not page.locator(".large").is_visible()
 
     page.fill(".filter", "")

@@ -37,7 +37,7 @@ def test_closed_tab_drops_the_waiting_baselines(client: FakeClient, monkeypatch:
     frames = visits.follow(run, WHO)
     next(frames)
     frames.close()
-    until(lambda: not client.running(visitor="v"), 10)
+    until(lambda: not client.running(visitor="v"))
     first, *others = (next(client.updates(id)).state for id in run["ids"])
     assert (first, others) == ("done", ["cancelled", "cancelled"])
 
@@ -76,7 +76,7 @@ def test_refusal_half_way_takes_back_the_rest(client: FakeClient, monkeypatch: p
     monkeypatch.setattr(client, "submit", refusing)
     with pytest.raises(Refused, match="waiting already"):
         Visits(client).start(WHO, values())
-    until(lambda: not client.running(visitor="v"), 5)
+    until(lambda: not client.running(visitor="v"))
 
 
 def test_too_many_runs_of_one_address_are_refused(client: FakeClient) -> None:
@@ -96,7 +96,7 @@ def test_failed_first_picture_cancels_its_baselines(client: FakeClient) -> None:
     run = visits.start(WHO, values())["current"]
     *_, last = visits.follow(run, WHO)
     assert last["stage"]["state"] == "failed"
-    until(lambda: not client.running(visitor="v"), 5)
+    until(lambda: not client.running(visitor="v"))
     assert [next(client.updates(id)).state for id in run["ids"]] == ["failed", "cancelled", "cancelled"]
 
 
@@ -231,7 +231,7 @@ def test_lanes_of_a_run_that_outlasted_the_loading_stay(client: FakeClient) -> N
     frame = visits.tick(run, "loading", 256, 256, "1:1")
     assert "lanes" not in frame
     *_, last = visits.follow(run, WHO)
-    until(lambda: client.status().state == "idle", 5)
+    until(lambda: client.status().state == "idle")
     assert "lanes" not in visits.tick(last["current"], frame["mood"], 256, 256, "1:1")
 
 

@@ -34,7 +34,7 @@ class Visitor:
         self.context = browser.new_context(
             viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
         )
-        self.context.set_default_timeout(20_000)
+        self.context.set_default_timeout(60_000)
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.strangers: list[str] = []
@@ -56,6 +56,12 @@ class Visitor:
         """Until the server has told this tab what it knows of its visitor."""
         self.page.wait_for_selector('.df-gallery[aria-busy="false"]')
 
+    def wait_ticks(self, count: int = 2) -> None:
+        """Until an idle page has asked that often what runs; with the second question the first is answered."""
+        for _ in range(count):
+            with self.page.expect_response(lambda response: "/queue/join" in response.url):
+                pass
+
     def close(self) -> None:
         self.context.close()
 
@@ -74,9 +80,19 @@ class Visitor:
         if not self.page.locator(f"#{field} input").is_visible():
             self.page.get_by_text("Advanced", exact=True).click()
             # Gradio builds this part when it is first opened, and a moment later writes into its fields what the
-            # server sent before; nobody types that fast, but a test does.
-            self.page.wait_for_timeout(600)
+            # server sent before, the model's size; nobody types that fast, but a test does.
+            self.page.wait_for_function(
+                "['width', 'height'].every(side => document.querySelector(`#${side} input`)?.value)"
+            )
         self.page.fill(f"#{field} input", value)
+
+    def wait_advanced(self, field: str, value: str) -> None:
+        """Until a field of the Advanced part, which is opened for that, holds `value`."""
+        if not self.page.locator(f"#{field} input").is_visible():
+            self.page.get_by_text("Advanced", exact=True).click()
+        self.page.wait_for_function(
+            "([id, value]) => document.querySelector(`#${id} input`)?.value === value", arg=[field, value]
+        )
 
     def drop(self, path: Path) -> None:
         """Drag a file over the page and let go of it."""
@@ -106,7 +122,7 @@ class Visitor:
         self.page.click("#generate")
         self.page.wait_for_function("!document.querySelector('#stop').disabled")
 
-    def wait_idle(self, *, seconds: float = 30) -> None:
+    def wait_idle(self, *, seconds: float = 60) -> None:
         """Until the run is over: Generate can be pressed again and Stop cannot."""
         self.page.wait_for_function(
             "!document.querySelector('#generate').disabled && document.querySelector('#stop').disabled",
@@ -117,7 +133,7 @@ class Visitor:
         """What the stage shows: idle, running, done, cancelled, failed..."""
         return str(self.page.get_attribute(".df-stage", "data-state"))
 
-    def wait_state(self, *states: str, seconds: float = 20) -> None:
+    def wait_state(self, *states: str, seconds: float = 60) -> None:
         wanted = ",".join(f'.df-stage[data-state="{state}"]' for state in states)
         self.page.wait_for_selector(wanted, state="attached", timeout=1000 * seconds)
 

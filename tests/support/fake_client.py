@@ -50,6 +50,8 @@ class FakeClient:
     ) -> None:
         self.folder, self.ranks, self.step_seconds, self.device, self.model = folder, ranks, step_seconds, device, model
         self.fault: Callable[[int], str] = lambda step: ""  # step -> "", "failed" or "lost"
+        # (method, step) -> whether it may begin; also ("waking", 0) before the first, ("restart", step) after a loss
+        self.gate: Callable[[str, int], bool] = lambda method, step: True
         self.loading = False
         self.submitted: list[tuple[GenerationRequest, DistriConfig]] = []
         self.known: Survey | None = None  # what Auto is told
@@ -72,7 +74,8 @@ class FakeClient:
         for id in list(self._updates):
             self.cancel(id)
         with self._changed:
-            self._changed.wait_for(lambda: not self._current and not self._queue, timeout=10)
+            self._changed.wait_for(lambda: not self._current and not self._queue, timeout=60)
+        self.gate = lambda method, step: True
         self.fault, self.loading, self.step_seconds, self.submitted = lambda step: "", False, 0.01, []
         self.known, self.plans = None, []
 
@@ -188,12 +191,18 @@ class FakeClient:
                 self._current = ""
                 self._changed.notify_all()
 
+    def _wait(self, id: str, what: str, step: int) -> None:
+        with self._changed:
+            while not self.gate(what, step) and id not in self._cancelled and not self._closed:
+                self._changed.wait(0.02)
+
     def _draw(self, id: str, attempt: int = 1) -> None:
         update = self._updates[id]
         request, config = GenerationRequest(**update.request), DistriConfig(**update.config)
         method, steps = str(config.parallelism), request.steps
         self._set(id, state="starting", message="Waking the peers", position=0, attempt=attempt)
         time.sleep(3 * self.step_seconds)
+        self._wait(id, "waking", 0)
         assert request.height
         assert request.width
         users = used_ranks(config, self.ranks)
@@ -205,6 +214,7 @@ class FakeClient:
         phases, preview, started = "", None, time.perf_counter()
         changes: list[float | None] = []
         for step in range(steps):
+            self._wait(id, method, step)
             fault = self.fault(step) if attempt == 1 else ""
             if fault == "failed":
                 self._finish(id, "failed", "Rank 1: out of memory while computing step 6.")
@@ -213,6 +223,7 @@ class FakeClient:
                 text = f"A device was lost: rank {self.ranks - 1} stopped answering at step {step}. "
                 self._set(id, state="lost", message=text + "The workers are restarting; your picture is queued again.")
                 time.sleep(30 * self.step_seconds)
+                self._wait(id, "restart", step)
                 self._draw(id, attempt=2)
                 return
             if id in self._cancelled:
