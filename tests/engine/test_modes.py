@@ -41,26 +41,29 @@ def predict(height: int, width: int, configs: list[dict[str, Any]]) -> list[list
 
 
 MANY = ("corrected_async_gn", "extrapolated")  # on many ranks, these modes will do
+USUAL = {"bessel_correction": True, "comm_checkpoint": 60, "extrapolation": (0.5,) * 3, "extrapolation_memory": 0}
+OTHER = {
+    "bessel_correction": False,
+    "comm_checkpoint": 7,
+    "extrapolation": (0.9, 0.3, 0.6),
+    "extrapolation_memory": (0.5, 0.2, 0.0),
+}
 
 
 @pytest.mark.parametrize(
-    ("world", "height", "width", "modes"),
-    [(2, 32, 32, MODES), (3, 28, 16, MODES), (4, 16, 24, MODES), (5, 24, 8, MANY), (8, 32, 8, MANY)],
+    ("world", "height", "width", "modes", "options"),
+    [
+        (2, 32, 32, MODES, USUAL),
+        (3, 28, 16, MODES, OTHER),
+        (4, 16, 24, MODES, USUAL),
+        (5, 24, 8, MANY, OTHER),
+        (8, 32, 8, MANY, USUAL),
+    ],
 )
-def test_every_mode_is_the_papers_arithmetic(world: int, height: int, width: int, modes: tuple[str, ...]) -> None:
-    configs: list[dict[str, Any]] = [
-        {"mode": mode, "split_batch": False, **rest}
-        for mode in modes
-        for rest in (
-            {"bessel_correction": True, "comm_checkpoint": 60, "extrapolation": (0.5,) * 3, "extrapolation_memory": 0},
-            {
-                "bessel_correction": False,
-                "comm_checkpoint": 7,
-                "extrapolation": (0.9, 0.3, 0.6),
-                "extrapolation_memory": (0.5, 0.2, 0.0),
-            },
-        )
-    ]
+def test_every_mode_is_the_papers_arithmetic(
+    world: int, height: int, width: int, modes: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    configs: list[dict[str, Any]] = [{"mode": mode, "split_batch": False, **options} for mode in modes]
     per_rank = run_on_ranks(world, predict, height, width, configs)
     unet = tiny_sdxl_unet()
     rows = [4 * share for share in split_units(height // 4, world)]

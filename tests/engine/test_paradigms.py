@@ -142,7 +142,7 @@ def exact_oracle() -> list[torch.Tensor]:
     return latents
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [1, 2, 4])
 def test_tolerance_zero_equals_diffusers(world: int, exact_oracle: list[torch.Tensor]) -> None:
     everybody = run_on_ranks(world, exact_latents)
     for ours, expected in zip(everybody[0], exact_oracle, strict=True):
