@@ -81,14 +81,14 @@ def test_settings_change_on_every_request_and_leave_no_trace() -> None:
     modes = ("corrected_async_gn", "no_sync", "stale_gn", "sync_gn", "separate_gn", "full_sync")
     changing = [
         job(PROMPTS[i], config={"mode": mode, "warmup_steps": i % 3, "comm_checkpoint": 5 + 20 * i}, steps=4 + i,
-            height=(256, 192, 320)[i % 3], width=(256, 320)[i % 2], scheduler=("ddim", "euler", "dpm-solver")[i % 3])
+            height=(128, 96, 160)[i % 3], width=(128, 160)[i % 2], scheduler=("ddim", "euler", "dpm-solver")[i % 3])
         for i, mode in enumerate(modes)
     ]  # fmt: skip
     changing += [
-        job(config={"parallelism": "naive_patch", "split_scheme": "alternate"}),
-        job(config={"parallelism": "single"}),
-        job(config={"parallelism": "tensor"}),
-        job(config={"split_batch": True}),
+        job(height=128, config={"parallelism": "naive_patch", "split_scheme": "alternate"}),
+        job(height=128, config={"parallelism": "single"}),
+        job(height=128, config={"parallelism": "tensor"}),
+        job(height=128, config={"split_batch": True}),
     ]
     for changed, one in zip(run_on_ranks(2, pictures, changing)[0], changing, strict=True):
         (fresh,) = run_on_ranks(2, pictures, [one])[0]

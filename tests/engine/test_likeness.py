@@ -12,7 +12,7 @@ MODES = ("corrected_async_gn", "stale_gn", "extrapolated")
 
 
 def test_extrapolated_is_nearer_to_one_device(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = likeness(4, [{"mode": mode} for mode in MODES], prompts=4, steps=10, warmup_steps=2)
+    rows = likeness(4, [{"mode": mode} for mode in MODES], prompts=2, steps=10, warmup_steps=2)
     with capsys.disabled():
         for mode, row in zip(MODES, rows, strict=True):
             print(
@@ -24,7 +24,7 @@ def test_extrapolated_is_nearer_to_one_device(capsys: pytest.CaptureFixture[str]
 
 
 def test_naive_patches_are_not_near(capsys: pytest.CaptureFixture[str]) -> None:
-    displaced, naive = likeness(2, [{}, {"parallelism": "naive_patch"}], prompts=4, steps=20)
+    displaced, naive = likeness(2, [{}, {"parallelism": "naive_patch"}], prompts=2, steps=20)
     with capsys.disabled():
         print(f"\n2 ranks, 20 steps: displaced patches {displaced.median:.1f} dB, naive patches {naive.median:.1f} dB")
     assert displaced.median > 40

@@ -82,10 +82,9 @@ def kinds_on_ranks(split_batch: bool) -> dict[str, torch.Tensor]:
         return kinds_in_turn(unet, unet.begin)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_every_kind_of_layer_equals_one_device(world: int) -> None:
+def test_every_kind_of_layer_equals_one_device() -> None:
     expected = kinds_in_turn(tiny_sdxl_unet(), lambda: None)
-    for made in run_on_ranks(world, kinds_on_ranks, False):
+    for made in run_on_ranks(3, kinds_on_ranks, False):
         for kind, output in expected.items():
             assert relative(made[kind], output) < 5e-6, kind
             assert (relative(output, expected["none"]) > 1e-3) == (kind != "none"), kind
@@ -153,11 +152,11 @@ def story(pipe: Any, folder: Path, begin: Any) -> dict[str, torch.Tensor]:
 CHANGES = ("load", "scale of one call", "weight", "both", "fuse", "enable", "delete", "load again")
 
 
-def story_on_ranks(folder: str, parallelism: str) -> dict[str, torch.Tensor]:
+def story_on_ranks(folder: str) -> dict[str, torch.Tensor]:
     """On a rank: diffusers' own pipeline with a parallel UNet put in."""
     from distri_engine import DistriConfig, ParallelUNet, open_mesh
 
-    config = DistriConfig(mode="full_sync", split_batch=False, parallelism=parallelism)
+    config = DistriConfig(mode="full_sync", split_batch=False)
     with open_mesh(config) as mesh:
         pipe = tiny_sdxl_pipeline()
         pipe.unet = ParallelUNet(pipe.unet, config, mesh)
@@ -170,8 +169,7 @@ def story_on_ranks(folder: str, parallelism: str) -> dict[str, torch.Tensor]:
         return made
 
 
-@pytest.mark.parametrize(("world", "parallelism"), [(2, "patch"), (3, "patch"), (2, "single")])
-def test_every_call_does_what_it_does_in_diffusers(tmp_path: Path, world: int, parallelism: str) -> None:
+def test_every_call_does_what_it_does_in_diffusers(tmp_path: Path) -> None:
     save_adapters(tmp_path)
     plain = tiny_sdxl_pipeline()
     expected = story(plain, tmp_path, lambda: None)
@@ -180,7 +178,7 @@ def test_every_call_does_what_it_does_in_diffusers(tmp_path: Path, world: int, p
         for other in ("none", *CHANGES[: CHANGES.index(name)]):
             if {name, other} != {"load", "delete"} and {name, other} != {"enable", "load again"}:
                 assert relative(expected[name], expected[other]) > 1e-4, (name, other)
-    for made in run_on_ranks(world, story_on_ranks, str(tmp_path), parallelism):
+    for made in run_on_ranks(2, story_on_ranks, str(tmp_path)):
         saved = made.pop("saved")
         assert torch.equal(saved, plain.unet.up_blocks[0].resnets[0].conv1.base_layer.weight)
         for name, latents in expected.items():

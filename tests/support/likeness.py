@@ -45,7 +45,7 @@ def pictures(jobs: list[Job]) -> list[tuple[torch.Tensor, float, int]]:
         engine.attach(mesh)
         for request, config in jobs:
             last, seconds, sync = torch.empty(0), 0.0, 0
-            for event in engine.generate(GenerationRequest(**request), DistriConfig(**config)):
+            for event in engine.generate(GenerationRequest(**request), DistriConfig(**config), decode=False):
                 if isinstance(event, StepDone):
                     last = last if event.latents is None else event.latents
                     sync += event.phase == "sync"
