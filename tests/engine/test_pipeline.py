@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -48,30 +49,41 @@ def demo_latents(sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
     return latents
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
-def test_full_sync_equals_one_device(world: int) -> None:
-    sizes = [(128, 128), (160, 96)]
+SIZES = [(128, 128), (160, 96)]
+
+
+@cache
+def tiny_oracle() -> list[torch.Tensor]:
+    """By plain diffusers on one device."""
     plain = tiny_sdxl_pipeline()
     plain.set_progress_bar_config(disable=True)
-    expected = [
+    return [
         plain(**tiny_embeddings(), height=h, width=w, generator=torch.Generator().manual_seed(1), **CALL).images
-        for h, w in sizes
+        for h, w in SIZES
     ]
-    for latents in run_on_ranks(world, tiny_latents, sizes):
-        for ours, theirs in zip(latents, expected, strict=True):
+
+
+@cache
+def demo_oracle() -> list[torch.Tensor]:
+    """The same of the embedded model."""
+    plain = demo_pipeline()
+    return [
+        plain(PROMPTS[1], height=h, width=w, generator=torch.Generator().manual_seed(1), **CALL).images
+        for h, w in SIZES
+    ]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_full_sync_equals_one_device(world: int) -> None:
+    for latents in run_on_ranks(world, tiny_latents, SIZES):
+        for ours, theirs in zip(latents, tiny_oracle(), strict=True):
             assert relative(ours, theirs) < 5e-6
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_full_sync_equals_one_device_on_the_embedded_model(world: int) -> None:
-    sizes = [(256, 256), (192, 320)]
-    plain = demo_pipeline()
-    expected = [
-        plain(PROMPTS[1], height=h, width=w, generator=torch.Generator().manual_seed(1), **CALL).images
-        for h, w in sizes
-    ]
-    for latents in run_on_ranks(world, demo_latents, sizes):
-        for ours, theirs in zip(latents, expected, strict=True):
+    for latents in run_on_ranks(world, demo_latents, SIZES):
+        for ours, theirs in zip(latents, demo_oracle(), strict=True):
             assert relative(ours, theirs) < 5e-6
 
 
