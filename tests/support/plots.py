@@ -88,9 +88,9 @@ def draw(figures: dict[str, Any]) -> None:
         )
     speed.plot(RANKS, RANKS, ":", color="grey", label="as many times faster as ranks")
     speed.axvspan(2, max(RANKS), color="grey", alpha=0.08, lw=0)
-    speed.text(3, 1.05, "more ranks\nthan cores", ha="center", color="grey")
-    speed.set(title="A picture's speed-up over one rank", xlabel="ranks, on two cores", xticks=RANKS, ylim=(0.8, 2.6))
-    speed.legend(frameon=False, loc="upper left")
+    speed.text(3, 2.3, "more ranks\nthan cores", ha="center", color="grey")
+    speed.set(title="A picture's speed-up over one rank", xlabel="ranks, on two cores", xticks=RANKS, ylim=(0, 2.6))
+    speed.legend(frameon=False, loc="lower left")
     for axes, (ranks, rows) in zip(likenesses, figures["quality"].items(), strict=True):
         for ink, (mode, values) in zip(INKS, rows.items(), strict=True):
             medians, worsts = zip(*values, strict=True)
