@@ -38,8 +38,8 @@ format: $(VENV)/.development
 # As many rounds as eight minutes have, at most ten. Options among ARGS win: make bench ARGS="--minutes 60 --test-times 20".
 bench: $(VENV)/.runtime
 	$(BIN)/python -m launcher benchmark --model assets/demo_model --device cpu --height 512 --width 512 --steps 20 \
-	    --parallelism patch,naive_patch --mode corrected_async_gn,no_sync --split-batch on,off --ranks 1,2,4 \
-	    --warmup-times 1 --test-times 10 --minutes 8 $(ARGS)
+	    --parallelism patch,naive_patch --mode corrected_async_gn,no_sync,extrapolated --split-batch on,off --ranks 1,2,4 \
+	    --threads-per-rank 1 --warmup-times 1 --test-times 10 --minutes 8 $(ARGS)
 
 quality: $(VENV)/.development
 	$(BIN)/python -m tests.support.quality
