@@ -13,7 +13,7 @@ from distri_engine.config import DistriConfig, check_size
 from distri_engine.evaluation.experience import Experience
 from distri_engine.evaluation.machine import Machine
 from distri_engine.evaluation.planner import Picture, Plan, choose, ways
-from distri_engine.evaluation.published import A100, check_published
+from distri_engine.evaluation.published import A100, Cell, check_published
 from distri_engine.request import GenerationRequest
 from launcher.files import write_json
 from launcher.measure import DTYPES, costs_of, survey
@@ -33,7 +33,7 @@ def run(request: GenerationRequest, config: DistriConfig, words: argparse.Namesp
     if the devices cannot be measured.
     """
     gpus = count_gpus()
-    ranks = _ranks(words.ranks) if words.ranks else gpus or CPU_RANKS
+    ranks = gpus or CPU_RANKS if words.ranks is None else _ranks(words.ranks)
     given = None if words.tflops is None else (1e12 * words.tflops, 1e9 / 8 * words.gbps)
     device = "cuda" if given or gpus else "cpu"
     machine, measured = A100, tuple[str, ...]()
@@ -107,13 +107,18 @@ def published(target: Path | None) -> None:
         for cell in cells
     ]
     mean = sum(abs(cell.error) for cell in cells) / len(cells)
-    lines += ["", f"The mean error is {100 * mean:.1f} %. Where it is largest:"]
-    lines += [
-        f"{cell.system}, {cell.devices} at {cell.side} ({100 * cell.error:+.0f} %): {cell.why}."
-        for cell in sorted(cells, key=lambda cell: -abs(cell.error))
-        if cell.why
-    ]
+    lines += ["", f"The mean error is {100 * mean:.1f} %. Why:", *_reasons(cells)]
     print("\n".join(lines))
+
+
+def _reasons(cells: list[Cell]) -> list[str]:
+    """A line for each cause of errors, with the cells that are off because of it."""
+    lines = []
+    for why in dict.fromkeys(cell.why for cell in cells):
+        same = [cell for cell in cells if cell.why == why]
+        errors = ", ".join(f"{cell.devices} at {cell.side} {100 * cell.error:+.1f} %" for cell in same)
+        lines.append(f"{same[0].system} ({errors}): {why}.")
+    return lines
 
 
 def _ranks(text: str) -> int:

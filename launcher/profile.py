@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 DTYPES = ("float16", "float32")
 RANKS = "1,2,4,8"
+USED = {  # options beside these two that count for them: a plan is what decides on methods and guidance split
+    "plan": (
+        *("height", "width", "steps", "guidance_scale", "ranks", "mode", "warmup_steps", "model", "dtype"),
+        *("tflops", "gbps", "json"),
+    ),
+    "check_published": ("json",),
+}
 
 PREDICTION = """\
 With --tflops and --gbps, the seconds that denoising takes at least: a step takes the longer of computing (two FLOP a
@@ -72,10 +79,11 @@ def run(words: argparse.Namespace) -> None:
     """Check, count, print. Raises ValueError for what makes no sense."""
     if words.json is not None:
         check_target(words.json, "profile.json")
+    _check_used(words)
     if words.check_published:
         plan.published(words.json)
         return
-    ranks = rank_counts(words.ranks or RANKS) if not words.plan else []
+    ranks = rank_counts(RANKS if words.ranks is None else words.ranks) if not words.plan else []
     machine = _machine(words.tflops, words.gbps)
     if words.warmup_steps == AUTO:
         raise ValueError("how long a warm-up of 'auto' takes depends on the picture; give --warmup-steps a number")
@@ -104,6 +112,19 @@ def run(words: argparse.Namespace) -> None:
     if words.json is not None:
         write_json(report, words.json)
     print(table(report))
+
+
+def _check_used(words: argparse.Namespace) -> None:
+    """Raise ValueError for options that --plan or --check-published would ignore."""
+    if not (words.check_published or words.plan):
+        return
+    option = "check_published" if words.check_published else "plan"
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    changed = [name for name, value in vars(parser.parse_args([])).items() if getattr(words, name) != value]
+    if ignored := [name for name in changed if name not in (option, *USED[option])]:
+        names = [f"--{name.replace('_', '-')}" for name in (option, *ignored)]
+        raise ValueError(f"{names[0]} does not use {' and '.join(names[1:])}; leave that out")
 
 
 def measure(

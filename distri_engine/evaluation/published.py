@@ -30,15 +30,34 @@ _ON_EIGHT = {
     "full_sync": {1024: 2.21, 2048: 5.62, 3840: 24.7},
     "no_sync": {1024: 1.48, 2048: 4.14, 3840: 21.3},
 }
+_MIDDLE = (
+    "the fit passes through the middle of these cells; a percent either way is what one FLOP/s figure for any share of "
+    "any picture leaves"
+)
+# What the model does not know, by system and devices.
 _WHY = {
-    ("DistriFusion", 1024, 2): "each device runs one guidance branch and sends next to nothing, yet needs 67 % of one "
-    "device's time: a batch of one does not fill an A100 here, and the model has one FLOP/s figure for any batch",
-    ("original", 3840, 1): "attention, most of the work at this size, is nearer to the device's peak than convolutions "
-    "are, and the model has one FLOP/s figure for both",
-    ("tensor", 1024, 8): "an all-reduce is two exchanges here, each with a message's latency, and one of the library's "
-    "there",
-    ("full_sync", 1024, 8): "225 waits a step: one latency for all messages is too short for these, whose layers wait "
-    "for the slowest peer, and too long for tensor parallelism's",
+    ("original", 1): (
+        "both guidance branches of a whole picture in one batch fill an A100 better than any share of it does, and the "
+        "one FLOP/s figure, for any batch and size, is a compromise between them"
+    ),
+    ("DistriFusion", 2): (
+        "each device runs one guidance branch and sends next to nothing, yet needs 67 % of one device's time at 1024: "
+        "a batch of one fills an A100 the less the smaller the picture is, and there is one FLOP/s figure for any batch"
+    ),
+    ("DistriFusion", 4): _MIDDLE,
+    ("DistriFusion", 8): _MIDDLE,
+    ("tensor", 8): (
+        "an all-reduce is two exchanges here, each with a message's latency, and one of the library's there, which is "
+        "what counts at 1024; the larger ones get a little less than the bandwidth that fits the other methods"
+    ),
+    ("full_sync", 8): (
+        "225 waits a step, with one latency and one bandwidth for any message: at 1024 layers wait longer than that "
+        "for the slowest peer, at 3840 large messages go faster than that"
+    ),
+    ("no_sync", 8): (
+        "it is predicted as DistriFusion without messages but with the operations that prepare them, which at 1024 and "
+        "2048 are too many; at 3840 they are nothing, and the one FLOP/s figure is a little high for bands"
+    ),
 }
 
 
@@ -51,7 +70,7 @@ class Cell:
     devices: int
     published: float  # seconds
     predicted: float
-    why: str  # where that is far off: what the model does not know
+    why: str  # the two differ: what the model does not know
 
     @property
     def error(self) -> float:
@@ -70,7 +89,7 @@ def check_published(costs: Costs, machine: Machine = A100) -> list[Cell]:
         picture = Picture.of(request, DistriConfig(mode=mode), cell=8)
         way = Way(parallelism=method, ranks=devices, split_batch=devices > 1)
         seconds = predicted(picture, way, costs, machine).seconds(picture, way)
-        why = _WHY.get((system, side, devices), "")
+        why = _WHY[system, devices]
         cells.append(Cell(system=system, side=side, devices=devices, published=published, predicted=seconds, why=why))
 
     for side, row in _DISTRIFUSION.items():

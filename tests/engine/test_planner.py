@@ -62,8 +62,6 @@ def test_published_latencies() -> None:
     assert errors.pop(("DistriFusion", 1024, 2)) == pytest.approx(-0.14, abs=0.01)
     assert max(map(abs, errors.values())) < 0.125
     assert sum(map(abs, errors.values())) / len(errors) < 0.04
-    for cell in check_published(SDXL):
-        assert bool(cell.why) == (abs(cell.error) > 0.07), cell
 
 
 def test_published_order_of_methods() -> None:

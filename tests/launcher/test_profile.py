@@ -16,6 +16,12 @@ from launcher.model import DEMO_MODEL
     ("options", "sentence"),
     [
         (["--ranks", "1,two"], "ranks '1,two' is not a list of numbers; write 1,2,4,8"),
+        (["--ranks", ""], "ranks '' is not a list of numbers; write 1,2,4,8"),
+        (["--plan", "--ranks", ""], "with --plan, ranks '' is not one number"),
+        (["--plan", "--no-split-batch", "--parallelism", "tensor"], "--plan does not use --parallelism and --no-split"),
+        (["--plan", "--split-scheme", "col"], "--plan does not use --split-scheme; leave that out"),
+        (["--check-published", "--height", "512"], "--check-published does not use --height; leave that out"),
+        (["--check-published", "--plan"], "--check-published does not use --plan; leave that out"),
         (["--ranks", "0"], "0 ranks are out of range; give numbers from 1 to 64"),
         (["--ranks", "2,9", "--height", "256"], "9 ranks cannot share 8 units of rows (height 256 is 8 x 32 pixels)"),
         (["--parallelism", "patch,magic"], "unknown parallelism 'magic'; choose one of: single, naive_patch, patch"),
@@ -81,7 +87,11 @@ def test_table_and_json_of_a_model_folder(capsys: pytest.CaptureFixture[str], tm
         ("single", 1), ("naive_patch", 1), ("naive_patch", 3), ("patch", 1), ("patch", 3),
     ]  # fmt: skip
     header, *body = lines[-len(rows) - 1 :]
+    # A little model on a little picture: in units that have something to show.
+    assert header.split()[2:5] == ["G/picture", "least", "G/step"]
+    assert body[0].split()[5:-1] == ["-"] * (len(body[0].split()) - 6)  # one device hears nothing and holds nothing
     for line, row in zip(body, rows, strict=True):
+        assert float(line.split()[2].replace(",", "")) == pytest.approx(row["macs_per_picture"] / 1e9, abs=0.006)
         assert line.split()[:2] == [row["parallelism"], str(row["ranks"])]
         assert len(line) == len(header)
         assert line.split()[-1] == f"{row['seconds']:,.2f}"
@@ -133,6 +143,10 @@ def test_published_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     cells = json.loads(file.read_text())["cells"]
     assert len(cells) == 21
     rows = [line for line in lines if line.endswith("%")]
+    for cell in cells:  # each has its reason
+        (reason,) = [line for line in lines if cell["why"] and line.endswith(f": {cell['why']}.")]
+        assert reason.startswith(f"{cell['system']} (")
+        assert f"{cell['devices']} at {cell['side']} {100 * cell['error']:+.1f} %" in reason
     assert [line.split()[0] for line in rows] == [cell["system"] for cell in cells]
     for line, cell in zip(rows, cells, strict=True):
         assert float(line.split()[4]) == pytest.approx(cell["predicted"], abs=0.006)
