@@ -17,7 +17,7 @@ from distri_engine.evaluation.machine import Work
 
 CONFIGS = Path(__file__).parent / "configs"
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
-_BYTES = ("moved", "waited", "posted")
+_BYTES = ("moved", "waited", "posted", "moments_size")
 # What in a UNet's settings changes its costs. Files leave out what is None, False or older than diffusers' defaults.
 _DECISIVE = (
     "in_channels", "out_channels", "block_out_channels", "layers_per_block", "transformer_layers_per_block",

@@ -24,11 +24,26 @@ class Work:
     waited: float = 0.0  # their bytes, in the busier direction of this rank's link
     posts: float = 0.0  # messages that are under way while layers compute
     posted: float = 0.0  # their bytes
+    moments: float = 0.0  # those of them that carry GroupNorm's moments
+    moments_size: float = 0.0  # their bytes
+
+    @property
+    def fresh_moments(self) -> Work:
+        """The same if layers wait for GroupNorm's moments: what mode sync_gn does after warm-up."""
+        return dataclasses.replace(
+            self,
+            waits=self.waits + self.moments,
+            waited=self.waited + self.moments_size,
+            posts=self.posts - self.moments,
+            posted=self.posted - self.moments_size,
+            moments=0.0,
+            moments_size=0.0,
+        )
 
     @property
     def silent(self) -> Work:
         """The same without the messages under way: what mode no_sync does after warm-up, bar its copies."""
-        return dataclasses.replace(self, posts=0.0, posted=0.0)
+        return dataclasses.replace(self, posts=0.0, posted=0.0, moments=0.0, moments_size=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

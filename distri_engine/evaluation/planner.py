@@ -120,7 +120,11 @@ def works(picture: Picture, way: Way, costs: Costs) -> tuple[Work, Work]:
     )
     if patch:
         fresh, displaced = costs.work(SYNC, share), costs.work(STALE, share)
-        modes = {SyncMode.FULL_SYNC: fresh, SyncMode.NO_SYNC: displaced.silent}
+        modes = {
+            SyncMode.FULL_SYNC: fresh,
+            SyncMode.SYNC_GN: displaced.fresh_moments,
+            SyncMode.NO_SYNC: displaced.silent,
+        }
         return fresh, modes.get(picture.mode, displaced)
     families = {Parallelism.SINGLE: SINGLE, Parallelism.PATCH: GUIDANCE}
     work = costs.work(families.get(way.parallelism) or tensor(way.patches), share)

@@ -20,7 +20,7 @@ from distri_engine.evaluation.machine import Work
 from distri_engine.evaluation.models import unet_inputs
 from distri_engine.evaluation.work import work_of
 from distri_engine.methods import METHODS, Method
-from distri_engine.slots import SLOT_KINDS, HaloSlot
+from distri_engine.slots import SLOT_KINDS, HaloSlot, StatsSlot
 from distri_engine.step import Phase, Step, StepClock
 from distri_engine.unet import ParallelUNet
 
@@ -64,6 +64,7 @@ class StepCost:
     def work(self) -> Work:
         """All of it in sums, for predictions."""
         waited, posted = (sum(kinds.values(), Traffic()) for kinds in (self.waited, self.overlapped))
+        moments = self.overlapped.get(SLOT_KINDS[StatsSlot], Traffic())
         return Work(
             macs=self.macs,
             moved=self.moved,
@@ -72,6 +73,8 @@ class StepCost:
             waited=waited.link,
             posts=posted.messages,
             posted=posted.link,
+            moments=moments.messages,
+            moments_size=moments.link,
         )
 
 

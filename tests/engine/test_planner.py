@@ -154,6 +154,25 @@ def test_closed_form_is_what_is_counted() -> None:
                 assert getattr(known, name) == pytest.approx(count, rel=bound), (family, share, name)
 
 
+def test_sync_gn_waits_for_moments() -> None:
+    """As many messages and bytes as are counted; so it takes longer than what waits for nothing."""
+    from distri_engine.evaluation.counting import steps_of
+
+    unet, way = unet_on_meta(str(DEMO_MODEL), torch.float32), Way(parallelism=Parallelism.PATCH, ranks=4)
+    share = Share(rows=32, cols=32, own=8, patches=4, branches=1, batch=2)
+    (counted,) = steps_of(unet, DistriConfig(warmup_steps=1, mode="sync_gn"), share, [3])
+    *_, what = picture(256, mode="sync_gn")
+    _, displaced = works(what, way, DEMO)
+    for name in ("waits", "waited", "posts", "posted"):
+        assert getattr(displaced, name) == pytest.approx(getattr(counted, name), rel=1e-6), name
+    paces = [
+        predicted(picture(1024, mode=mode)[2], way, SDXL, A100).stale_s
+        for mode in ("corrected_async_gn", "sync_gn", "full_sync")
+    ]
+    assert paces == sorted(paces)
+    assert paces[0] < paces[1]
+
+
 def test_known_costs_are_found_by_what_the_unet_is() -> None:
     config = unet_config("sdxl")
     assert known_costs({**config, "sample_size": 96, "_diffusers_version": "x", "dropout": 0.0}, "float16") == SDXL
