@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from distri_engine.bands import split_units
 from distri_engine.config import DistriConfig, Parallelism
 from distri_engine.evaluation.comm import CountingMesh, Traffic
 from distri_engine.evaluation.machine import Machine, picture_seconds
@@ -16,7 +17,7 @@ from distri_engine.evaluation.models import unet_inputs, unet_on_meta
 from distri_engine.evaluation.profile import CountedUNet, Profile, RankCost, StepCost, profile
 from distri_engine.step import Phase
 from tests.support.gang import run_on_ranks
-from tests.support.models import sdxl_inputs, tiny_sdxl_unet
+from tests.support.models import DEMO_MODEL, sdxl_inputs, tiny_sdxl_unet
 
 TERA, GIGA = 1e12, 1e9
 TOGETHER = DistriConfig(split_batch=False)  # both guidance branches in the batch
@@ -84,6 +85,32 @@ def test_elements_that_one_of_eight_ranks_receives(
     tokens = (side // 16) ** 2
     assert kinds["gather"] == 2 * 2 * (10 * tokens * 640 + 60 * (tokens // 4) * 1280) * 7 // 8
     assert kinds["output"] == 2 * 4 * (side // 8) ** 2 * 7 // 8
+
+
+def test_elements_of_tensor_parallelism(sdxl: UNet2DConditionModel) -> None:
+    """The paper's 1.33 G at 1024 on 8 devices: sums over all ranks inside layers, both branches in the batch."""
+    config = TOGETHER.replace(parallelism=Parallelism.TENSOR)
+    counted = profile(sdxl, config, 8, size=(128, 128), steps=1, guided=True)
+    assert counted.loudest.steps[-1].comm == 1_332_674_560
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 7, 31, 64])
+def test_macs_of_any_number_of_ranks_add_up(ranks: int) -> None:
+    """To those of one device, and what every rank does by itself: the text's keys and values, once a picture, and what
+    follows from timestep and size, at every step.
+    """
+    unet, steps = unet_on_meta(str(DEMO_MODEL), torch.float32), 8
+    size, inputs = (256, 32), unet_inputs(unet, 2, 256, 32)
+    linear = {name: 2 * one.weight.numel() for name, one in unet.named_modules() if isinstance(one, nn.Linear)}
+    tokens = inputs["encoder_hidden_states"].shape[1]
+    text = sum(tokens * macs for name, macs in linear.items() if name.endswith(("attn2.to_k", "attn2.to_v")))
+    time = sum(macs for name, macs in linear.items() if "embedding.linear" in name or "time_emb_proj" in name)
+    alone = DistriConfig(parallelism=Parallelism.SINGLE)
+    one = profile(unet, alone, 1, size=size, steps=steps, guided=True).busiest.macs
+    counted = profile(unet, TOGETHER, ranks, size=size, steps=steps, guided=True)
+    bands = split_units(size[0] // 4, ranks)
+    kinds = [next(cost for cost in counted.costs if bands[cost.rank] == band) for band in bands]
+    assert sum(cost.macs for cost in kinds) == one - steps * (text + time) + ranks * (text + steps * time)
 
 
 DISPLACED: dict[str, Any] = {"mode": "corrected_async_gn", "split_batch": False, "comm_checkpoint": 7}
