@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -14,20 +15,33 @@ def table(report: dict[str, Any]) -> str:
         "value: of pairs of pictures the median; of attributes and doubled subjects that of A",
     ]
     lines = [["metric", "value", "mean", "worst", "B's own", ""]]
-    lines += [_cells(row) for row in rows if row["value"] is not None]
+    lines += [_cells(row) for row in rows if _measured(row)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     body = [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:-1], widths[1:-1]), line[-1]]).rstrip()
         for line in lines
     ]
     notes = [f"{row['metric']}: {row['note']}" for row in rows if row.get("note")]
-    notes += [f"{row['metric']} is missing: {row['missing']}" for row in rows if row.get("missing")]
+    notes += [
+        f"{row['metric']}{'' if _measured(row) else ' is missing'}: {row['missing']}"
+        for row in rows
+        if row.get("missing")
+    ]
     return "\n".join([*head, "", *body, "", *notes]).rstrip()
+
+
+def _measured(row: dict[str, Any]) -> bool:
+    return row["value"] is not None or "value" in row.get("infinite", ())
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     places = {"dB": 2, "%": 1}.get(row.get("unit", ""), 3)
-    numbers = [row.get(name) for name in ("value", "mean", "worst", "b")]
+    infinite = dict.fromkeys(row.get("infinite", ()), math.inf)
+    numbers = [(row | infinite).get(name) for name in ("value", "mean", "worst", "b")]
     unit = row.get("unit", "")
     more = f"{unit} ({row['better']} is better)".strip()
-    return [row["metric"], *("" if number is None else f"{number:.{places}f}" for number in numbers), more]
+    return [row["metric"], *("" if number is None else _figure(number, places) for number in numbers), more]
+
+
+def _figure(number: float, places: int) -> str:
+    return "∞" if math.isinf(number) else f"{number:.{places}f}"

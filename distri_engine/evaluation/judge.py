@@ -67,7 +67,7 @@ def load_judge(file: Path) -> Judge:
 
 
 def judged(judge: Judge, pictures: Sequence[Path]) -> Verdict:
-    """The judge's verdict on picture files of any size. Raises OSError if one is no picture."""
+    """The judge's verdict on picture files of any size. Raises ValueError if one is no picture."""
     with torch.no_grad():
         batches = [pictures[first : first + BATCH] for first in range(0, len(pictures), BATCH)]
         features = torch.cat([judge(torch.stack([as_input(path) for path in batch])) for batch in batches])

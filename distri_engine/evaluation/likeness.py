@@ -48,16 +48,16 @@ def _blur(x: Pixels) -> Pixels:
 
 
 def pixels(path: str | Path) -> Pixels:
-    """The picture at `path` as [H, W, 3] of 0..255. Raises OSError, as `opened`."""
+    """The picture at `path` as [H, W, 3] of 0..255. Raises ValueError, as `opened`."""
     import numpy as np  # with torch loaded this costs nothing, at import it would
 
     return np.asarray(opened(path), dtype=np.float64)
 
 
 def opened(path: str | Path) -> Image.Image:
-    """The picture at `path` in RGB. Raises OSError with its name if it is none, or cut short."""
+    """The picture at `path` in RGB. Raises ValueError with its name if it is none, or cut short."""
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise OSError(f"{path} cannot be read as a picture: {error}; make it anew") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}; make it anew") from None

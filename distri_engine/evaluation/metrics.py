@@ -45,20 +45,22 @@ class Row:
     of: int | None = None  # how many pictures, or answers, the number is made of
     note: str = ""
     missing: str = ""  # why there is no value, and the remedy
+    infinite: tuple[str, ...] = ()  # those of value, mean and worst that are: JSON has no such number
 
     def as_json(self) -> dict[str, Any]:
         """`metric`, `value` and `better`, and of the rest what has something to say."""
         always = {"metric": self.metric, "value": self.value, "better": self.better}
         return always | {
-            name: value for name, value in vars(self).items() if name not in always and value not in (None, "")
+            name: value for name, value in vars(self).items() if name not in always and value not in (None, "", ())
         }
 
 
 def likeness_rows(a: Sequence[Path], b: Sequence[Path], *, download: bool, done: Callable[[], None]) -> list[Row]:
     """PSNR, SSIM and LPIPS of pairs of pictures, a[i] with b[i], all pairs of one size; `done` is called after each."""
-    with Image.open(a[0]) as first:
-        side = min(first.size)
-    missing = {"SSIM": f"its window needs 11 x 11 pixels, and these have {side}"} if side <= 2 * RADIUS else {}
+    side = min(map(_side, a))
+    missing = (
+        {"SSIM": f"its window needs 11 x 11 pixels, and the smallest of these has {side}"} if side <= 2 * RADIUS else {}
+    )
     lpips = None
     try:
         lpips = lpips_metric(side, download=download)
@@ -82,23 +84,30 @@ def likeness_rows(a: Sequence[Path], b: Sequence[Path], *, download: bool, done:
     ]
 
 
+def _side(path: Path) -> int:
+    """Pixels of a picture's shorter side."""
+    with Image.open(path) as picture:
+        return min(picture.size)
+
+
 def _spread(metric: str, values: Sequence[float], better: str) -> Row:
-    """Median, mean and worst. JSON has no infinity: what is infinite is left out, and the row says why."""
+    """Median, mean and worst. JSON has no infinity: what is infinite is named, and the row says why."""
+    if any(map(math.isnan, values)):
+        return Row(metric=metric, better=better, missing="for some of these pictures it is not a number")
     equal = sum(map(math.isinf, values))
-    middle, mean = median(values), fmean(values)
     worst = min(values) if better == "higher" else max(values)
+    figures = {"value": median(values), "mean": fmean(values), "worst": worst}
     note = f"{equal} of {len(values)} pictures are equal, and their {metric} infinite" if equal else ""
-    finite = math.isfinite(middle)
+    finite = math.isfinite(figures["value"])
     return Row(
         metric=metric,
         better=better,
-        value=middle if finite else None,
-        mean=mean if math.isfinite(mean) else None,
-        worst=worst if math.isfinite(worst) else None,
+        **{name: figure for name, figure in figures.items() if math.isfinite(figure)},
         unit="dB" if metric == "PSNR" else "",
         of=len(values),
         note=note if finite else "",
         missing="" if finite else note,
+        infinite=tuple(name for name, figure in figures.items() if math.isinf(figure)),
     )
 
 

@@ -50,9 +50,12 @@ def lpips_metric(side: int, *, download: bool) -> Callable[[Path, Path], float]:
 def fid(a: Sequence[Path], b: Sequence[Path], *, download: bool) -> float:
     """Fréchet Inception Distance of two sets of pictures of any sizes.
 
-    As in Parmar et al., "On aliased resizing and surprising subtleties in GAN evaluation" (2022), pictures are shrunk
-    with Pillow's bicubic filter, which averages. Raises MissingError.
+    Pictures are shrunk with Pillow's bicubic filter, which averages, as in Parmar et al., "On aliased resizing and
+    surprising subtleties in GAN evaluation" (2022), but to whole numbers, which is what torchmetrics takes. Raises
+    MissingError, also for a set of one picture.
     """
+    if min(len(a), len(b)) < 2:
+        raise MissingError("one picture has no distribution; give folders of many")
     inception = _package("torch_fidelity.feature_extractor_inceptionv3", "torchmetrics torch-fidelity torchvision")
     frechet = _package("torchmetrics.image.fid", "torchmetrics torch-fidelity torchvision")
     file = _weights(inception.URL_INCEPTION_V3, download)

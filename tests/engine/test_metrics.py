@@ -83,14 +83,19 @@ def test_equal_pictures_have_no_psnr_that_json_could_hold(tmp_path: Path) -> Non
     most = likeness_rows([*a, a[0]], [*b, b[0]], download=False, done=lambda: None)[0].as_json()
     assert most["value"] == pytest.approx(psnr(x, y))
     assert "mean" not in most
+    assert (some["infinite"], most["infinite"]) == (("value", "mean"), ("mean",))
     assert most["note"] == "1 of 3 pictures are equal, and their PSNR infinite"
 
 
 def test_pictures_smaller_than_a_window(tmp_path: Path) -> None:
-    a, b = (saved(tmp_path / name, np.full((8, 16, 3), value)) for name, value in (("a", 10), ("b", 20)))
+    """Also if it is not the first pair that is."""
+    shapes = ((96, 96, 3), (8, 16, 3))
+    a, b = (
+        saved(tmp_path / name, *(np.full(shape, value) for shape in shapes)) for name, value in (("a", 10), ("b", 20))
+    )
     peak, similarity, _ = likeness_rows(a, b, download=False, done=lambda: None)
     assert peak.value == pytest.approx(20 * math.log10(25.5))
-    assert similarity.missing == "its window needs 11 x 11 pixels, and these have 8"
+    assert similarity.missing == "its window needs 11 x 11 pixels, and the smallest of these has 8"
 
 
 @pytest.mark.parametrize(("count", "features"), [(200, 16), (40, 16), (12, 16)])
@@ -119,6 +124,59 @@ def test_frechet_distance_of_known_gaussians() -> None:
         sets.append(torch.from_numpy(features * deviation + mean))
     known = ((means[0] - means[1]) ** 2 + (deviations[0] - deviations[1]) ** 2).sum()
     assert frechet_distance(*sets) == pytest.approx(known, abs=1e-6)
+
+
+def test_lpips_and_fid_around_their_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the networks are given, and what is made of their answers; the networks are stand-ins."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Inception(torch.nn.Module):
+        num_features = 3
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return pictures.double().mean((2, 3))
+
+    class Distance(FrechetInceptionDistance):
+        def __init__(self, feature_extractor_weights_path: str) -> None:
+            assert feature_extractor_weights_path == "weights"
+            super().__init__(feature=Inception())
+
+        def update(self, imgs: torch.Tensor, real: bool) -> None:
+            batches.append((real, tuple(imgs.shape), imgs.dtype))
+            super().update(imgs, real)
+
+    class Lpips(torch.nn.Module):
+        def __init__(self, net_type: str, normalize: bool) -> None:
+            super().__init__()
+            assert (net_type, normalize) == ("alex", True)  # pictures are in [0, 1]
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            assert a.shape == b.shape == (1, 3, 96, 120)
+            return (a - b).mean()
+
+    batches: list[tuple[bool, tuple[int, ...], torch.dtype]] = []
+    weights = SimpleNamespace(AlexNet_Weights=SimpleNamespace(DEFAULT=SimpleNamespace(url="alexnet")))
+    stand_in = SimpleNamespace(
+        models=weights,
+        LearnedPerceptualImagePatchSimilarity=Lpips,
+        URL_INCEPTION_V3="inception",
+        FrechetInceptionDistance=Distance,
+    )
+    monkeypatch.setattr(perceptual, "_package", lambda *_: stand_in)
+    monkeypatch.setattr(perceptual, "_weights", lambda *_: "weights")
+    pairs = [noisy(seed, 20) for seed in range(perceptual.BATCH + 2)]
+    a, b = (saved(tmp_path / name, *(pair[side] for pair in pairs)) for side, name in enumerate("ab"))
+    b.pop()
+    row = fid_row(a, b, download=False)
+    sizes = [(False, 16), (False, 2), (True, 16), (True, 1)]  # b is what is real
+    assert batches == [(real, (size, 3, 299, 299), torch.uint8) for real, size in sizes]
+    features = [Inception()(torch.stack([perceptual._bytes(path, 299) for path in paths])) for paths in (a, b)]
+    assert row.value == pytest.approx(frechet_distance(*features), rel=1e-3)
+    assert row.of == len(b)
+    *_, lpips = likeness_rows(a[:3], b[:3], download=False, done=lambda: None)
+    own = sorted(((x - y) / 255).mean() for x, y in pairs[:3])
+    assert (lpips.value, lpips.worst) == (pytest.approx(own[1], abs=1e-6), pytest.approx(own[2], abs=1e-6))
+    assert fid_row(a[:1], b, download=False).missing == "one picture has no distribution; give folders of many"
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -101,6 +101,20 @@ def test_pairs_as_table_and_json(folder: Path, tmp_path: Path, capsys: pytest.Ca
         assert f"{name} is missing: {report['rows'][name]['missing']}" in lines
 
 
+def test_equal_pictures_have_a_line_of_their_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    Image.open(folder / "0001.png").point(lambda value: max(0, value - 9)).save(other / "0001.png")
+    peak = measured(tmp_path / "m.json", folder, other)["rows"]["PSNR"]
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line.split() for line in lines if line.startswith("PSNR "))[1:5] == [
+        *("∞", "∞", f"{peak['worst']:.2f}", "dB"),
+    ]  # fmt: skip
+    assert "PSNR: 5 of 6 pictures are equal, and their PSNR infinite" in lines
+
+
 def test_ground_truth_is_compared_as_a_whole(folder: Path, tmp_path: Path) -> None:
     """Names and sizes may differ, and nothing is said of pairs."""
     truth = tmp_path / "photographs"
@@ -146,7 +160,7 @@ def test_a_picture_that_was_cut_short_is_named(folder: Path, capsys: pytest.Capt
     cut.write_bytes(cut.read_bytes()[:5000])
     with pytest.raises(SystemExit) as end:
         main(["metrics", str(folder), str(folder)])
-    assert end.value.code == 1
+    assert end.value.code == 2
     error = capsys.readouterr().err
     assert f"error: {cut} cannot be read as a picture: " in error
     assert len(error.splitlines()) == 1
