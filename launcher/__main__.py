@@ -13,7 +13,7 @@ from launcher.batch import Failed
 from launcher.files import check_target, write_json
 from launcher.generate import make_picture
 from launcher.measure import Unmeasured
-from launcher.options import OneLineParser, add_group_options, refuse
+from launcher.options import OneLineParser, add_group_options, named, refuse
 from launcher.picture_options import add_picture_options, config_of, request_of
 from launcher.process import exit_on_sigterm
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, help="what the picture shows")
-    parser.add_argument("--output", required=True, type=Path, metavar="PNG", help="where the picture goes")
+    parser.add_argument("--output", required=True, type=named, metavar="PNG", help="where the picture goes")
     parser.add_argument("--seed", type=int, help="(default: random)")
     add_picture_options(parser)
     parser.add_argument("--no-metadata", action="store_true", help="leave the settings out of the PNG")

@@ -22,7 +22,7 @@ from launcher.batch import Failed, follow
 from launcher.files import check_target, write_json
 from launcher.generate import fit
 from launcher.model import DEMO_MODEL
-from launcher.options import add_group_options
+from launcher.options import add_group_options, named
 from launcher.picture_options import add_picture_options, config_of, request_of
 from launcher.schema import as_config, as_parameters, as_request
 
@@ -71,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.description = "One picture a caption, with the caption's number as seed. The same command again goes on."
     add_captions_options(parser)
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="0000.png, ... go there")
+    parser.add_argument("--output", required=True, type=named, metavar="FOLDER", help="0000.png, ... go there")
     add_picture_options(parser, steps=STEPS)
     add_group_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings and median seconds there, too")

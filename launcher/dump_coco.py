@@ -13,6 +13,7 @@ from distri_engine.evaluation.coco import Caption, part
 from launcher import picture_folder as pictures
 from launcher.coco import add_captions_options, chosen
 from launcher.files import check_target, whole_file, write_json
+from launcher.options import named
 
 KINDS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
@@ -29,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the photographs are; those of a file of lines in the order of their names",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="0000.png, ... go there")
+    parser.add_argument("--output", required=True, type=named, metavar="FOLDER", help="0000.png, ... go there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was done there")
 
 

@@ -14,13 +14,16 @@ from typing import Any
 
 from distri_engine.config import check_int
 from distri_engine.evaluation.coco import read_captions
+from distri_engine.evaluation.likeness import opened
 from launcher import picture_folder as pictures
 from launcher.files import check_target, whole_file, write_json
+from launcher.options import named
 from launcher.side_by_side.page import Column, Picture, Row, page
 from launcher.side_by_side.scores import Metrics, Score
 from launcher.web.names import method_name, seconds_text
 
 WIDTH = 512  # pixels: what a picture is reduced to
+SUFFIXES = (".html", ".htm")
 QUALITY = 90  # of WebP: its own faults must not be taken for the picture's
 TITLE = "Pictures side by side"
 
@@ -29,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.description = "Folders of 0000.png, ... side by side, as one HTML file without any reference to others."
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="as coco and dump-coco make them")
-    parser.add_argument("--output", required=True, type=Path, metavar="HTML", help="where the page goes")
+    parser.add_argument("--output", required=True, type=named, metavar="HTML", help="where the page goes")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="as for coco (default: the folders' own)")
     parser.add_argument("--count", type=int, help="the first so many captions (default: all)")
     parser.add_argument("--metrics", nargs="+", type=Path, default=[], metavar="JSON", help="written by metrics --json")
@@ -42,6 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(words: argparse.Namespace) -> None:
     """Check, write the page, say what it holds."""
     check_target(words.output, "page.html")
+    if words.output.suffix.lower() not in SUFFIXES:  # a picture's name, say, which the page would replace
+        raise ValueError(f"{words.output} is not named as a page; give a name that ends with {' or '.join(SUFFIXES)}")
     if words.json is not None:
         check_target(words.json, "export.json")
     if words.full and words.width is not None:
@@ -73,8 +78,8 @@ def export(
 ) -> dict[str, Any]:
     """Write the page and return what it holds. Pictures are reduced to `width` pixels; None: left as they are.
 
-    Raises ValueError for folders without pictures, captions that do not agree, and files of something else; OSError
-    for a picture that cannot be read.
+    Raises ValueError for folders without pictures, captions that do not agree, files of something else, and pictures
+    that cannot be read.
     """
     have = [set(numbers_of(folder)) for folder in folders]
     texts = texts_of(folders, captions)
@@ -105,7 +110,7 @@ def numbers_of(folder: Path) -> list[int]:
 
 
 def texts_of(folders: Sequence[Path], captions: Path | None) -> list[str]:
-    """The captions: of the file, or the longest list that the folders have, or that lies beside them.
+    """The captions: of the file, or the longest list that a folder has, or that lies beside one without.
 
     Raises ValueError if the folders' lists disagree.
     """
@@ -114,7 +119,7 @@ def texts_of(folders: Sequence[Path], captions: Path | None) -> list[str]:
     longest: list[str] = []
     source = folders[0]
     for folder in folders:
-        texts = pictures.read_texts(folder)
+        texts = pictures.read_texts(folder) or pictures.read_texts(folder.resolve().parent)
         for index, (one, other) in enumerate(zip(longest, texts, strict=False)):
             if one != other:
                 raise ValueError(
@@ -123,7 +128,7 @@ def texts_of(folders: Sequence[Path], captions: Path | None) -> list[str]:
                 )
         if len(texts) > len(longest):
             longest, source = texts, folder
-    return longest or max((pictures.read_texts(folder.resolve().parent) for folder in folders), key=len)
+    return longest
 
 
 def columns_of(folders: Sequence[Path], metrics: Sequence[Metrics]) -> list[Column]:
@@ -178,16 +183,10 @@ def rows_of(
 
 
 def packed(file: Path, width: int | None) -> Picture:
-    """A picture for the page: reduced to `width` pixels as WebP, or the file's own bytes. Raises OSError."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            if width is None:
-                return _picture(file.read_bytes(), "png", image.size)
-            small = image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise OSError(f"the picture {file} cannot be read: {error}") from None
+    """A picture for the page: reduced to `width` pixels as WebP, or the file's own bytes. Raises ValueError."""
+    small = opened(file)
+    if width is None:
+        return _picture(file.read_bytes(), "png", small.size)
     small.thumbnail((width, small.height))
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=QUALITY)

@@ -43,6 +43,13 @@ def factors(text: str) -> Any:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def named(text: str) -> Path:
+    """The path that an option names; an empty one would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name is none; give one")
+    return Path(text)
+
+
 def refuse(message: object) -> NoReturn:
     """End the program because of its arguments: one line on stderr, exit code 2."""
     print(" ".join(f"error: {message}".split()), file=sys.stderr)

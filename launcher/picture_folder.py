@@ -59,8 +59,9 @@ def read_texts(folder: Path) -> list[str]:
 
 def check_texts(folder: Path, texts: Sequence[str], marker: str) -> None:
     """Raise ValueError if `folder` holds pictures of something else than `texts`, or pictures without `marker`, the
-    file that says what they are.
+    file that says what they are, or if it is no folder.
     """
+    _check_place(folder)
     there = numbers(folder)
     if there and not (folder / marker).exists():
         raise ValueError(f"{folder} holds pictures, and no {marker} that says what they are; choose another --output")
@@ -70,6 +71,17 @@ def check_texts(folder: Path, texts: Sequence[str], marker: str) -> None:
                 f"{folder} holds pictures of other captions: {picture(folder, index).name} is of {old!r:.80} there and "
                 f"of {new!r:.80} in the file of captions; give the same file, or choose another --output"
             )
+
+
+def _check_place(folder: Path) -> None:
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+    except OSError as error:
+        raise ValueError(
+            f"the folder {str(folder)[:200]} cannot be: {error.strerror}; choose another --output"
+        ) from None
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file, and pictures go into a folder; choose another --output")
 
 
 def write_texts(folder: Path, texts: Sequence[str], via: Path) -> None:

@@ -100,7 +100,7 @@ def _head(number: int, column: Column) -> str:
             for score in shown
             if score.against == against
         )
-        scores += f'<p class="against">against {escape(against)}</p><ul class="scores">{figures}</ul>'
+        scores += f'<p class="against">{_against(against)}</p><ul class="scores">{figures}</ul>'
     return (
         f'<div class="name" role="columnheader" data-colour="{number % _COLOURS}"><h2>{escape(column.name)}</h2>'
         f"{scores}</div>\n"
@@ -128,7 +128,7 @@ def _figures(columns: Sequence[Column]) -> str:
     shown = sorted({number for _, _, number in of})
     names = "".join(f'<th scope="col">{escape(columns[number].name)}</th>' for number in shown)
     lines = "".join(
-        f'<tr><th scope="row">{escape(metric)} <small>against {escape(against)}</small></th>'
+        f'<tr><th scope="row">{escape(metric)} <small>{_against(against)}</small></th>'
         + "".join(_figure(of.get((metric, against, number))) for number in shown)
         + "</tr>\n"
         for metric, against in dict.fromkeys((metric, against) for metric, against, _ in of)
@@ -139,6 +139,10 @@ def _figures(columns: Sequence[Column]) -> str:
         f"<table><thead><tr><td></td>{names}</tr></thead><tbody>\n{lines}</tbody></table>"
         f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in why)}</ul></details></div></div>\n"
     )
+
+
+def _against(folder: str) -> str:
+    return f"against {escape(folder)}" if folder else ""
 
 
 def _figure(score: Score | None) -> str:

@@ -19,7 +19,7 @@ class Score:
 
     metric: str
     value: str  # "31.2 dB", or a dash where it could not be measured
-    against: str  # the other folder
+    against: str  # the other folder; empty for what is the folder's own
     told: str  # in full, one sentence
     worst: str = ""  # of all pictures
 
@@ -63,7 +63,7 @@ class Metrics:
             Score(
                 metric=row["metric"],
                 value=_value(row),
-                against=against,
+                against=against if row.get("b") is None else "",
                 told=_told(row, against),
                 worst="" if row.get("worst") is None else _figure(row["worst"]),
             )
@@ -72,7 +72,8 @@ class Metrics:
 
 
 def _value(row: Mapping[str, Any]) -> str:
-    return MISSING if row.get("value") is None else f"{_figure(row['value'])} {row.get('unit') or ''}".strip()
+    value = math.inf if "value" in row.get("infinite", ()) else row.get("value")
+    return MISSING if value is None else f"{_figure(value)} {row.get('unit') or ''}".strip()
 
 
 def _figure(value: float) -> str:
@@ -84,12 +85,13 @@ def _figure(value: float) -> str:
 
 
 def _told(row: Mapping[str, Any], against: str) -> str:
+    against = f" against {against}" if row.get("b") is None else ""
     if row.get("value") is None:
-        return f"{row['metric']} against {against}: {row.get('missing') or 'not measured'}"
+        return f"{row['metric']}{against}: {row.get('missing') or 'not measured'}"
     more = "".join(f", {name} {_figure(row[name])}" for name in ("mean", "worst") if row.get(name) is not None)
     better = f"; {row['better']} is better" if row.get("better") else ""
     note = f"; {row['note']}" if row.get("note") else ""
-    return f"{row['metric']} {_value(row)} against {against}{more}{better}{note}"
+    return f"{row['metric']} {_value(row)}{against}{more}{better}{note}"
 
 
 def notable(scores: Sequence[Score]) -> list[Score]:

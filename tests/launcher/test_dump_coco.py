@@ -80,6 +80,8 @@ def test_lines_belong_to_pictures_in_the_order_of_names(tmp_path: Path) -> None:
         (["--pictures", "/no/such/folder"], "the folder /no/such/folder of --pictures does not exist"),
         (["--pictures", "{folder}"], "picture 0 (9.jpg) of {folder}/captions.json is not in {folder}"),
         (["--captions", "{folder}/six.txt"], "holds 5 pictures for 6 captions"),
+        (["--output", "{folder}/six.txt"], "{folder}/six.txt is a file, and pictures go into a folder; choose another"),
+        (["--output", ""], "argument --output: an empty name is none"),
         (["--output", "{folder}/made"], "holds pictures that `coco` made"),
         (
             ["--output", "{folder}/other"],

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import json
-import math
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -126,10 +125,11 @@ def test_figures_stand_above_the_folder_that_they_are_of(
         {"metric": "FID", "value": None, "missing": "fewer than two pictures"},
         {"metric": "PSNR", "value": 31.2345, "worst": 22.04, "unit": "dB", "better": "higher"},
         {"metric": "LPIPS", "value": 0.0341, "better": "lower", "note": "of one picture"},
+        {"metric": "doubled subjects", "value": 20.0, "b": 5.0, "unit": "%"},  # the folder's own
     ]
     for file, a, b in (("m1", "patch/", "single"), ("m2", "gt", "naive"), ("m3", "x", "y")):
         (tmp_path / file).write_text(json.dumps({"a": a, "b": b, "pictures": 1, "rows": rows}))
-    equal = [{"metric": "SSIM", "value": math.inf}]
+    equal = [{"metric": "SSIM", "value": None, "infinite": ["value"], "missing": "all are equal"}]
     (tmp_path / "m4").write_text(json.dumps({"a": "patch", "b": "single", "rows": equal}))
     files = [str(tmp_path / f"m{number}") for number in (1, 2, 3, 4)]
     main(["export-html", "single", "naive", str(tmp_path / "patch"), "--output", "page.html", "--metrics", *files])
@@ -145,6 +145,7 @@ def test_figures_stand_above_the_folder_that_they_are_of(
         *("FID", "against gt", "–"),
         *("PSNR", "against gt", "31.2 dB", "worst 22.0"),
         *("LPIPS", "against gt", "0.034"),
+        *("doubled subjects", "20.0 %", "20.0 %"),
         *("FID", "against single", "–"),
         *("PSNR", "against single", "31.2 dB", "worst 22.0"),
         *("LPIPS", "against single", "0.034"),
@@ -154,6 +155,7 @@ def test_figures_stand_above_the_folder_that_they_are_of(
     told = [attributes["title"] for attributes in page.all("td") if "title" in attributes]
     assert "PSNR 31.2 dB against single, worst 22.0; higher is better" in told
     assert "LPIPS 0.034 against gt; lower is better; of one picture" in told
+    assert "doubled subjects 20.0 %" in told
     assert capsys.readouterr().err == "note: figures of x and y are left out; neither is on the page\n"
 
 
@@ -170,6 +172,11 @@ def test_figures_stand_above_the_folder_that_they_are_of(
         (["--metrics", "{folder}/m.json"], "m.json is not what `python -m launcher metrics --json` writes"),
         (["--captions", "/no/such/file"], "captions /no/such/file cannot be read"),
         (["--output", "/no/such/folder/x.html"], "the folder /no/such/folder does not exist"),
+        (["--output", "{folder}/one/0000.png"], "{folder}/one/0000.png is not named as a page; give a name that ends"),
+        (["--output", ""], "argument --output: an empty name is none"),
+        (["{folder}/cut"], "{folder}/cut/0000.png cannot be read as a picture: "),
+        (["{folder}/cut", "--full"], "{folder}/cut/0000.png cannot be read as a picture: "),
+        (["{folder}/beside/bare"], "are of different captions: 0001.png is of 'a red house' and of 'a grey cat'"),
     ],
 )
 def test_bad_arguments_are_one_sentence(
@@ -177,10 +184,14 @@ def test_bad_arguments_are_one_sentence(
 ) -> None:
     one, other = folder(tmp_path / "one", [0]), folder(tmp_path / "other", [0])
     (other / "captions.txt").write_text(f"{ATTACK}\na red horse\n")
+    cut = folder(tmp_path / "cut", [0], size=(600, 300)) / "0000.png"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (tmp_path / "beside").mkdir()  # a folder whose captions lie beside it
+    (folder(tmp_path / "beside" / "bare", [0]) / "captions.txt").unlink()
+    (tmp_path / "beside" / "captions.txt").write_text(f"{ATTACK}\na grey cat\n")
     (tmp_path / "m.json").write_text('{"a": "x", "b": "y", "rows": [{"metric": "PSNR", "value": "much"}]}')
-    words = ["--output", str(tmp_path / "page.html"), *(word.format(folder=tmp_path) for word in options)]
-    if not options[0].startswith("--"):  # a second folder
-        words = [words[-1], *words[:-1]]
+    words = [*(word.format(folder=tmp_path) for word in options), "--output", str(tmp_path / "page.html")]
+    words = words[:2] if "--output" in options else words
     with pytest.raises(SystemExit) as ended:
         main(["export-html", str(one), *words])
     assert ended.value.code == 2
@@ -189,3 +200,4 @@ def test_bad_arguments_are_one_sentence(
     assert sentence.format(folder=tmp_path) in captured.err
     assert len(captured.err.splitlines()) == 1
     assert not (tmp_path / "page.html").exists()
+    assert (one / "0000.png").read_bytes().startswith(b"\x89PNG")
