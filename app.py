@@ -469,7 +469,7 @@ def main() -> None:
     """`python app.py` starts the group; in a rank of the group this is the rank."""
     options = start.parse(sys.argv[1:])
     if start.in_group():
-        rank.main(options, serve=serve)
+        rank.main(options, serve=serve, page_modules=("gradio",))
     else:
         start.main(options, script=__file__)
 

@@ -4,10 +4,8 @@ goes through `feed`, one at a time; what follows from it is hub.py's business.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
-import signal
 import socket
 import sys
 import threading
@@ -22,6 +20,7 @@ from launcher import wire
 from launcher.events import Action, Die, Event, Heard, Lost, Send, Tick, Write
 from launcher.hub import Hub
 from launcher.journal import Journal
+from launcher.process import parent_of
 from launcher.prometheus import Metrics
 
 TICK_S = 0.5
@@ -82,7 +81,7 @@ class HubLoop:
         if found := wire.accept(self._listener):
             sock, pid = found
             self._pids[sock] = pid
-            self._loading[sock] = _rank_of_sibling(pid)
+            self._loading[sock] = _rank_of(pid)
             self._selector.register(sock, selectors.EVENT_READ)
 
     def _read(self, sock: socket.socket) -> None:
@@ -139,24 +138,16 @@ class HubLoop:
                 except OSError as error:
                     print(f"DistriFusion Live: the journal cannot be written: {error}", file=sys.stderr)
             case Die(reason):
-                self._kill_peers()
                 self._die(reason)
         return None
 
-    def _kill_peers(self) -> None:
-        # A stopped process sees neither a closed socket nor torchrun's SIGTERM, and torchrun waits for it for 30 s.
-        for sock in self._ranks:
-            if (pid := self._pids[sock]) != os.getpid():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
 
-
-def _rank_of_sibling(pid: int) -> int | None:
-    """The rank that torchrun gave to process `pid`, if that is one of this group; it may die before it can say so."""
+def _rank_of(pid: int) -> int | None:
+    """The rank that process `pid` is, if it is one of this group; it may die before it can say so."""
     try:
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        ours = parent_of(parent_of(pid)) == parent_of(os.getppid())  # torchrun, with a zygote between it and a rank
         words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return None
     ranks = [word[5:].decode() for word in words if word.startswith(b"RANK=")]
-    return int(ranks[0]) if parent == os.getppid() and ranks and ranks[0].isdigit() else None
+    return int(ranks[0]) if ours and ranks and ranks[0].isdigit() else None

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -31,8 +32,13 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+def parent_of(pid: int) -> int:
+    """The process id of the parent of `pid`. Raises OSError if there is no such process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
 def die_with_agent() -> None:
-    """A rank's first statement. The agent may be gone before that, so its process id comes with the environment."""
+    """First statement of what the agent starts. The agent may be gone by then: its process id is in the environment."""
     die_with(int(os.environ.get(AGENT_PID, os.getppid())))
 
 

@@ -1,5 +1,5 @@
-"""What a rank process is: a worker for the hub, and on rank 0 also the hub itself and the page. Starting ranks is
-torchrun's business, what they do that of worker.py.
+"""What a rank process is: a worker for the hub, and on rank 0 also the hub itself and the page. Starting ranks is the
+business of torchrun and zygote.py, what they do that of worker.py.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import NoReturn
 
 import psutil
 
-from launcher import wire
+from launcher import wire, zygote
 from launcher.client import Client
 from launcher.files import sweep
 from launcher.hub import Hub
@@ -24,13 +24,13 @@ from launcher.journal import REMEMBERED, Journal, data_folder
 from launcher.losses import EXIT_LOST, die_noted, last_loss, note_loss
 from launcher.options import Options
 from launcher.png import PICTURES
-from launcher.process import MakeEngine, die_with_agent, load_engine, reason
+from launcher.process import MakeEngine, die_with_agent, load_engine, parent_of, reason
 from launcher.prometheus import Metrics
 from launcher.start import Place, quiet_environment
 from launcher.worker import Worker
 
 CONNECT_S = 120.0  # rank 0 may be slow to come up on a busy machine
-PAUSE_S = 1.0  # a fault at every start must not become a busy loop
+ENGINE = ("distri_engine.engine", "launcher.group")  # what takes seconds to import, for the zygote
 
 Serve = Callable[[Client, Options], None]
 
@@ -40,24 +40,42 @@ def main(
     *,
     serve: Serve | None = None,
     make_engine: MakeEngine = load_engine,
+    modules: Sequence[str] = ENGINE,
+    page_modules: Sequence[str] = (),
     group_timeout: timedelta | None = None,
 ) -> NoReturn:
-    """Be one rank of the group until it ends. `serve` opens the page on rank 0, before the weights are loaded."""
+    """Be the zygote of one rank, and the rank in every process that it forks. `serve` opens the page on rank 0, before
+    the weights are loaded. `modules` are imported once, and `page_modules` where the page is.
+    """
     die_with_agent()
-    started = time.monotonic()
-    # Signals keep the kernel's default: a Python handler would make a rank that is blocked in a collective unkillable.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    began = time.monotonic()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it imports
     os.environ.update(quiet_environment(os.environ))
     place = Place.here()
+
+    def be_rank(place: Place) -> None:
+        started = time.monotonic() if place.restarts else began
+        _live(place, options, serve, make_engine, group_timeout, started)
+
+    zygote.main(place, be_rank, [*modules, *(page_modules if place.rank == 0 else ())])
+
+
+def _live(
+    place: Place,
+    options: Options,
+    serve: Serve | None,
+    make_engine: MakeEngine,
+    group_timeout: timedelta | None,
+    started: float,
+) -> NoReturn:
     try:
         loop = _serve(place, options, serve, started) if place.rank == 0 else None
         sock = wire.connect(place.run_dir / "hub", CONNECT_S)
         Worker(place, sock, loop, group_timeout).run(options, make_engine)
     except Exception as error:
-        # Not by leaving main: threads of a page would keep a process alive that no longer works for the group.
+        # Not by leaving: threads of a page would keep a process alive that no longer works for the group.
         traceback.print_exc()
-        note_loss(place.run_dir, f"rank {place.rank} failed: {reason(error)}")
-        time.sleep(PAUSE_S)
+        note_loss(place.run_dir, place.restarts, f"rank {place.rank} failed: {reason(error)}")
         os._exit(EXIT_LOST)
 
 
@@ -88,16 +106,16 @@ def _start_hub(place: Place, started: float) -> HubLoop:
         restarts=place.restarts,
         last_error=_last_error(place),
     )
-    since = psutil.Process(os.getppid()).create_time()
+    since = psutil.Process(parent_of(os.getppid())).create_time()  # torchrun's, which outlives generations
     metrics = Metrics(record for record in journal.history(limit=REMEMBERED) if record.finished >= since)
-    loop = HubLoop(hub, journal, listener, die=die_noted(place.run_dir), metrics=metrics)
+    loop = HubLoop(hub, journal, listener, die=die_noted(place.run_dir, place.restarts), metrics=metrics)
     loop.start()
     return loop
 
 
 def _last_error(place: Place) -> str:
-    """Why the group was started again; empty at its first start, whatever an older run left in the directory."""
-    return (last_loss(place.run_dir) or "a rank failed") if place.restarts else ""
+    """Why the group was started again; empty at its first start."""
+    return (last_loss(place.run_dir, place.restarts) or "a rank failed") if place.restarts else ""
 
 
 def _warn(text: str) -> None:

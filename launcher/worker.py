@@ -59,7 +59,7 @@ class Worker:
                 self._obey(m.parse(frame, m.TO_RANK))
         except (ValueError, OSError) as error:
             print(f"rank {self._place.rank}: the hub sent a bad frame: {error}", file=sys.stderr)
-        note_loss(self._place.run_dir, "rank 0 stopped answering")
+        note_loss(self._place.run_dir, self._place.restarts, "rank 0 stopped answering")
         os._exit(EXIT_LOST)
 
     def _obey(self, message: m.Message) -> None:

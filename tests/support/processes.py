@@ -27,14 +27,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def descendants(pid: int) -> list[int]:
-    """All living processes below `pid`."""
-    found = []
+def children(pid: int) -> list[int]:
+    """All living processes that `pid` started."""
+    found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found += [child, *descendants(child)]
+            found += map(int, task.read_text().split())
     return found
+
+
+def descendants(pid: int) -> list[int]:
+    """All living processes below `pid`."""
+    return [one for child in children(pid) for one in (child, *descendants(child))]
 
 
 def alive(pid: int) -> bool:

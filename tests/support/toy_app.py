@@ -88,6 +88,7 @@ if __name__ == "__main__":
     if start.in_group():
         timeout = os.environ.get("TOY_GROUP_TIMEOUT")
         seconds = timedelta(seconds=float(timeout)) if timeout else None
-        rank.main(options, serve=serve, make_engine=make_engine, group_timeout=seconds)
+        modules = ("launcher.group", "tests.support.toy")
+        rank.main(options, serve=serve, make_engine=make_engine, modules=modules, group_timeout=seconds)
     else:
         start.main(options, script=__file__)
