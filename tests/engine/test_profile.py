@@ -209,6 +209,7 @@ def test_seconds_by_hand() -> None:
             operations=10**9,
             waited={"gather": Traffic(received=waited, sent=1), "output": Traffic(received=5, sent=9)},
             overlapped={"gather": Traffic(received=1, sent=overlapped)},
+            halos_of_the_original=0,
         )
 
     ranks = (
