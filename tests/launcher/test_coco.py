@@ -178,7 +178,7 @@ def undisturbed(folder: str) -> None:
     from launcher import png
     from launcher.process import load_engine
 
-    config = DistriConfig(split_batch=False, warmup_steps=0)
+    config = DistriConfig(height=128, width=128, split_batch=False, warmup_steps=0)
     rank, world = config.rank, config.world_size
     engine = load_engine(str(DEMO_MODEL), "cpu", rank, world, "rank0")
     with open_mesh(config) as mesh:
