@@ -192,7 +192,7 @@ def work(client: Client) -> Page:
                 type="filepath", format="png", show_label=False, container=False, interactive=False,
                 buttons=[], elem_id="slider",
             )  # fmt: skip
-        page["lanes"] = panel("lanes", lanes.resting(client.status()), skeletons.LANES)
+        page["lanes"] = panel("lanes", lanes.resting(client.status(), header.mood(client.status())), skeletons.LANES)
     with gr.Row(elem_id="tools"):
         page["pair"] = switch([stage.pair_name(pair) for pair in stage.PAIRS], "pair", "Which two pictures")
         page["view"] = switch(list(VIEWS), "view", "How to look at them")

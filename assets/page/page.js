@@ -2,10 +2,22 @@
 // attributes and canvases only, never as markup; which values there are is the business of launcher/web.
 (() => {
   "use strict";
+  // A frame in somebody else's page may not be allowed to remember anything: the very word raises, and what Gradio was
+  // drawing at that moment is missing from the page. Then there is a memory until the next reload.
+  try { window.localStorage; } catch {
+    const kept = new Map();
+    const value = {
+      getItem: (name) => kept.get(name) ?? null,
+      setItem: (name, text) => { kept.set(name, String(text)); },
+      removeItem: (name) => { kept.delete(name); },
+    };
+    Object.defineProperty(window, "localStorage", { value });
+  }
   const COLOURS = ["#8b5cf6", "#06b6d4", "#f59e0b", "#f43f5e", "#10b981", "#3b82f6", "#d946ef", "#84cc16"];
   const colour = (rank) => COLOURS[rank % COLOURS.length];
   const all = (root, selector) => [...root.querySelectorAll(selector)];
   const set = (node, text) => { if (node.textContent !== text) node.textContent = text; };
+  const RUN_KEY = matchMedia("(pointer: coarse)").matches ? "" : /Mac/.test(navigator.platform) ? " (⌘ Enter)" : " (Ctrl+Enter)";
   const show = (node, wanted) => { if (node.hidden === wanted) node.hidden = !wanted; };
   const address = (image) =>
     image.src || (image.path ? new URL("gradio_api/file=" + encodeURI(image.path).replace(/[?#]/g, encodeURIComponent), document.baseURI).href : "");
@@ -61,6 +73,7 @@
       const badge = root.querySelector(".df-badge");
       badge.dataset.state = value.state || "loading";
       set(badge.querySelector("b"), value.badge || "Starting");
+      set(badge.querySelector("em"), value.brief || "Starting");
       for (const [name, text] of [["model", value.model], ["devices", value.devices]]) {
         const pill = root.querySelector(".df-" + name);
         set(pill, text || "");
@@ -118,8 +131,9 @@
       const message = root.querySelector(".df-message");
       show(message, Boolean(words.title));
       set(message.querySelector("h2"), words.title || "");
-      set(message.querySelector("p"), words.text || "");
+      set(message.querySelector("p"), (words.text || "").replace(" (Ctrl+Enter)", RUN_KEY));
       show(message.querySelector(".df-spinner"), Boolean(words.spin));
+      if (!idle) forgetLink();
       canvas.classList.toggle("df-covered", Boolean(words.title && value.image));
       revealSlider();
     },
@@ -131,6 +145,7 @@
       const lanes = value.lanes || [];
       const top = Math.max(1e-9, ...lanes.flatMap((lane) => (lane.bars || []).map(([compute, wait]) => compute + wait)));
       root.querySelector(".df-lanes").toggleAttribute("data-many", lanes.length > 2);
+      root.querySelector(".df-lanes").toggleAttribute("data-crowd", lanes.length > 4);
       repeat(root.querySelector(".df-lanes-list"), lanes, buildLane, (node, lane) => {
         node.dataset.state = lane.state;
         node.style.setProperty("--device", colour(lane.rank));
@@ -139,7 +154,9 @@
         set(node.querySelector(".df-lane-ms"), lane.ms || "–");
         set(node.querySelector(".df-lane-status"), lane.status || "");
         set(node.querySelector(".df-lane-wait"), lane.wait || "");
-        set(node.querySelector(".df-lane-detail"), [lane.sent, lane.load, lane.memory].filter(Boolean).join(" · "));
+        set(node.querySelector(".df-lane-work"), [lane.sent, lane.load].filter(Boolean).join(" · "));
+        set(node.querySelector(".df-lane-memory"), lane.memory || "");
+        set(node.querySelector(".df-lane-buffers"), lane.buffers || "");
         node.drawBars = () => bars(node.querySelector("canvas"), lane, value.steps || 1, value.phases || "", top);
         node.drawBars();
       });
@@ -225,15 +242,19 @@
   function buildLane(parent) {
     const lane = make("article", "df-lane", parent);
     const head = make("div", "df-lane-row", lane);
-    make("b", "df-lane-name", head);
-    make("span", "df-lane-part", head);
+    const who = make("span", "df-lane-who", head);
+    make("b", "df-lane-name", who);
+    make("span", "df-lane-part", who);
     const figure = make("span", "df-lane-figure", head);
     make("b", "df-lane-ms", figure);
     make("small", "", figure).textContent = "ms";
     make("canvas", "df-lane-bars", lane).setAttribute("aria-hidden", "true");
     const foot = make("div", "df-lane-row df-lane-foot", lane);
     make("span", "df-lane-status", foot);
-    make("span", "df-lane-detail", foot);
+    const detail = make("span", "df-lane-detail", foot);
+    make("span", "df-lane-work", detail);
+    make("span", "df-lane-memory", detail);
+    make("span", "df-lane-buffers", detail);
     make("span", "df-lane-wait", foot);
     return lane;
   }
@@ -352,6 +373,14 @@
     box.value = text;
     box.dispatchEvent(new Event("input", { bubbles: true }));
     box.focus();
+  }
+
+  // Once the link that led here has been used, a reload is to bring back what was made, not the link. What the host of
+  // an embedded page says about itself ("__theme") stays.
+  function forgetLink() {
+    const url = new URL(window.location.href);
+    [...url.searchParams.keys()].filter((name) => !name.startsWith("__")).forEach((name) => url.searchParams.delete(name));
+    if (url.href !== window.location.href) history.replaceState(history.state, "", url);
   }
 
   async function copyLink(button, link) {

@@ -35,8 +35,16 @@ def header(status: Status, *, own: int = 0) -> dict[str, Any]:
         "lost": "Restarting the workers",
         "dead": "Stopped working",
     }[state]
-    if status.queue > own and state in ("busy", "ready"):
-        badge += f" · {status.queue - own} waiting"
+    waiting = status.queue - own if state in ("busy", "ready") else 0
+    brief = {
+        "loading": "Loading",
+        "ready": f"{who if status.device == 'CPU' else f'{status.ranks} GPU' + 's' * (status.ranks != 1)} ready",
+        "busy": "Generating",
+        "lost": "Restarting",
+        "dead": "Stopped",
+    }[state]
+    if waiting > 0:
+        badge, brief = f"{badge} · {waiting} waiting", f"{waiting} waiting"
     notice: dict[str, str] | None = None
     if state == "loading":
         notice = {"title": "Loading the model on every device", "text": "You can write your prompt now."}
@@ -47,8 +55,9 @@ def header(status: Status, *, own: int = 0) -> dict[str, Any]:
     return {
         "state": state,
         "badge": badge,
+        "brief": brief,  # where there is little room
         "model": status.model.name if status.model else "",
-        "devices": f"{status.ranks} × {status.device}" if status.device else who,
+        "devices": f"{status.ranks} × {status.device}" if status.device else "",
         "alone": status.ranks == 1,
         "notice": notice,
     }

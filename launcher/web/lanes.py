@@ -17,17 +17,27 @@ MEANING = {
     "extrapolated": "So far off are stale values; foresight makes up for part of it.",
 }
 OFF = "So far off is what a stale step uses of the others."
+# What lanes without a picture say: one by one, and together.
+RESTING = {
+    "loading": ("loading", "Every device loads the weights."),
+    "ready": ("sleeping", "Devices sleep between pictures."),
+    "busy": ("at work for somebody else", "The devices draw one picture at a time."),
+    "starting": ("waking", "Every device gets ready."),
+    "lost": ("restarting", "The workers are being started again."),
+    "dead": ("stopped", "The workers cannot start."),
+}
 WORDS = {"lost": "restarting", "queued": "waiting", "cancelled": "stopped"}
 
 
-def resting(status: Status) -> dict[str, Any]:
-    """The lanes of a group that sleeps."""
+def resting(status: Status, state: str) -> dict[str, Any]:
+    """The lanes of a group that does nothing for this page; `state` is its mood, or that of the page's own request."""
+    word, foot = RESTING[state]
     rows = [
-        {"rank": rank, "name": _name(rank, status.device), "state": "rest", "status": "sleeping"}
+        {"rank": rank, "name": _name(rank, status.device), "state": "rest", "status": word}
         for rank in range(status.ranks)
     ]
     drift = _no_drift("Told while displaced patches are at work.")
-    return {"title": TITLE, "lanes": rows, "drift": drift, "foot": "Devices sleep between pictures."}
+    return {"title": TITLE, "lanes": rows, "drift": drift, "foot": foot}
 
 
 def live(update: Update) -> dict[str, Any]:
@@ -98,6 +108,7 @@ def _lane(lane: Lane, update: Update) -> dict[str, Any]:
         "sent": f"{amount(lane.sent_bytes)}/step" if lane.history and not alone else "",
         "load": _load(lane),
         "memory": _memory(lane),
+        "buffers": f", {amount(lane.buffer_mb * 2**20)} buffers" if lane.memory_mb and lane.buffer_mb else "",
         "bars": [[round(compute, 2), round(wait, 2)] for compute, wait in lane.history],
     }
 
@@ -110,8 +121,7 @@ def _load(lane: Lane) -> str:
 def _memory(lane: Lane) -> str:
     if not lane.memory_mb:
         return ""
-    buffers = f", {amount(lane.buffer_mb * 2**20)} buffers" if lane.buffer_mb else ""
-    return f"{lane.memory_mb:.0f} MiB{buffers}"
+    return f"{lane.memory_mb:.0f} MiB" if lane.memory_mb < 10_000 else f"{lane.memory_mb / 1024:.1f} GiB"
 
 
 def _name(rank: int, device: str) -> str:

@@ -40,7 +40,7 @@ HEADER = f"""
 <header class="df-header">
   <div class="df-brand">{logo()}<div><h1>{TITLE}</h1><p>{SUBTITLE}</p></div></div>
   <div class="df-pills">
-    <span class="df-pill df-badge" role="status"><i></i><b></b></span>
+    <span class="df-pill df-badge" role="status"><i></i><b></b><em></em></span>
     <span class="df-pill df-model"></span>
     <span class="df-pill df-devices"></span>
     <button type="button" class="df-pill df-theme" aria-label="Switch between light and dark" title="Light or dark">

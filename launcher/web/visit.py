@@ -21,7 +21,8 @@ from launcher.web.take import Take, by_method
 Frame = dict[str, Any]
 GRACE_S = 15.0  # a page that reloads is back within this time; after it, baselines nobody watches are dropped
 WAITING: Frame = {"text": "Auto chooses method and devices by what they took, or are expected to take."}
-NO_RUN: Frame = {"ids": [], "busy": False, "takes": {}}
+# `resting`: the lanes show no picture, but what the group does.
+NO_RUN: Frame = {"ids": [], "busy": False, "takes": {}, "resting": True}
 VIEWS = {"Slider": "slider", "Side by side": "sides", "Difference": "difference"}
 
 
@@ -58,11 +59,12 @@ class Visits:
             for id in ids:
                 self.client.cancel(id)
             raise
-        run = {"ids": ids, "busy": True, "takes": {}}
+        run = {"ids": ids, "busy": True, "takes": {}, "resting": False}
         return {
             "current": run,
             "browser": {"visitor": visitor, "ids": ids},
             "seed": request.seed,
+            "links": {},
             "why": why(planned.plan),
             **buttons("starting"),
             **tools(usable=False),
@@ -110,6 +112,8 @@ class Visits:
                 }
                 if update.lanes:
                     frame["lanes"] = lanes.live(update)
+                elif update.state != shown and first is None:
+                    frame["lanes"] = self._resting({"queued": "", "lost": "lost"}.get(update.state, "starting"))
                 if update.state != shown:
                     shown = update.state
                     frame |= buttons(shown)
@@ -144,15 +148,22 @@ class Visits:
         if stopped and takes:
             results["story"] = f"{stopped.message} {results['story']}"
         frame = {
-            "current": {"ids": [take.id for take in takes.values()], "busy": False, "takes": takes},
+            "current": {
+                "ids": [take.id for take in takes.values()],
+                "busy": False,
+                "takes": takes,
+                "resting": not takes and not (last and last.lanes),
+            },
             "top": header.header(self.client.status()),
             "cards": results,
             "links": links(takes),
-            "why": why(next((take.report.get("plan") for take in takes.values()), None)),
+            "why": why(next((take.report.get("plan") for take in takes.values()), None)) if takes else self._waiting(),
             **buttons("idle"),
         }
         if last and last.lanes:
             frame["lanes"] = lanes.live(last)
+        elif not takes:
+            frame["lanes"] = self._resting()
         if stopped and not takes:
             return frame | {"stage": stage.ended(stopped)} | tools(usable=False)
         main = next(iter(takes), "")  # the picture that was asked for is to be seen
@@ -201,10 +212,10 @@ class Visits:
             "current": NO_RUN,
             "top": header.header(status),
             "stage": stage.IDLE,
-            "lanes": lanes.resting(status),
+            "lanes": self._resting(),
             "cards": cards.cards({}),
             "gallery": self._gallery(visitor),
-            "why": WAITING if status.ranks > 1 else {},
+            "why": self._waiting(),
             **self._readiness(header.mood(status)),
             "aspect": "1:1",
             **self.resize("1:1"),
@@ -214,9 +225,10 @@ class Visits:
             main = self._now(ids[0])
             methods = [str(self._now(id).config["parallelism"]) for id in ids]
             values = settings.of_picture(main.request, main.config, methods) | {"random_seed": True} | values
-            frame |= {"current": {"ids": ids, "busy": True, "takes": {}}, **buttons(main.state)}
+            frame |= {"current": NO_RUN | {"ids": ids, "busy": True, "resting": False}, **buttons(main.state)}
         elif not values:
             frame |= self._bring_back([record for record in records if record.id in ids]) | {"random_seed": True}
+            frame["current"] = frame["current"] | {"resting": True}
         return frame | self._fill(values), complaints
 
     def recall(self, run: Frame, browser: Frame, id: str) -> Frame:
@@ -225,7 +237,8 @@ class Visits:
             raise ValueError("A picture is being made; stop it or wait, then look at others")
         for group in gallery.runs(self._pictures(browser["visitor"])):
             if any(record.id == id for record in group):
-                return self._bring_back(group)
+                frame = self._bring_back(group)  # the lanes stay
+                return frame | {"current": frame["current"] | {"resting": run["resting"]}}
         raise ValueError("This picture is no longer in the history")
 
     def recover(self, file: str) -> tuple[Frame, list[str]]:
@@ -276,9 +289,16 @@ class Visits:
         frame |= self._readiness(now)
         if mood in ("loading", "lost"):
             frame |= self._missing_size(width, height, aspect)
-            if mood == "loading" or not run["takes"]:  # else the lanes of a picture stay
-                frame["lanes"] = lanes.resting(status)
+        if run["resting"]:  # else the lanes of a picture stay
+            frame["lanes"] = lanes.resting(status, now)
         return frame
+
+    def _resting(self, state: str = "") -> Frame:
+        status = self.client.status()
+        return lanes.resting(status, state or header.mood(status))
+
+    def _waiting(self) -> Frame:
+        return WAITING if self.client.status().ranks > 1 else {}
 
     def _missing_size(self, width: int | None, height: int | None, aspect: str | None) -> Frame:
         """What is still empty of width and height, once the model is known. A visitor's own size stays."""

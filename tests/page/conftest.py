@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.options import Options
 from tests.support.browser import Visitor, find_chromium
 from tests.support.fake_client import FakeClient
-from tests.support.processes import free_port
+from tests.support.states import fake_page
 
 
 @pytest.fixture(scope="session")
@@ -30,19 +29,9 @@ def browser() -> Iterator[object]:
 @pytest.fixture(scope="session")
 def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, FakeClient]]:
     """The page over a fake client, in this process; its address and the client."""
-    import gradio
-
-    import app
-
     folder = tmp_path_factory.mktemp("outputs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISTRI_DATA", str(folder))
-        client = FakeClient(folder)
-        port = free_port()
-        app.serve(client, Options(ranks=2, device="cpu", host="127.0.0.1", port=port))
-        yield f"http://127.0.0.1:{port}/", client
-        gradio.close_all(verbose=False)
-        client.close()
+    with fake_page(folder) as served:
+        yield served
     shutil.rmtree(folder, ignore_errors=True)
 
 

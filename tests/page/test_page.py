@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
 import zipfile
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -51,6 +53,10 @@ def test_run_shows_every_rank_at_work(visit: Visit, fake: FakeClient) -> None:
         visitor.wait_step(reached)
         seen.append(visitor.step())
     assert seen == [3, 9, 20]
+    for size in (DESKTOP, (1440, 1250), (1024, 768), PHONE):  # a tall window makes the lanes narrow
+        visitor.page.set_viewport_size({"width": size[0], "height": size[1]})
+        assert visitor.cut() == []
+    visitor.page.set_viewport_size({"width": DESKTOP[0], "height": DESKTOP[1]})
     fake.gate = lambda method, step: True
     visitor.wait_idle()
     assert visitor.text(".df-lane >> nth=0").startswith("CPU rank 0")
@@ -353,7 +359,8 @@ def test_a_style_is_part_of_the_picture_and_of_its_link(visit: Visit, fake: Fake
     assert fake.submitted[0][0].prompt == used
     visitor.page.wait_for_selector(".df-tile")
     assert str(visitor.page.get_attribute(".df-tile", "title")).startswith(f"{used}\nStyle: Watercolour\n")
-    visitor.open()  # without the link, which would win
+    assert "prompt=" not in visitor.page.url  # a reload brings back what was made, not the link
+    visitor.reload()
     visitor.wait_state("done")
     assert visitor.page.input_value("#prompt textarea") == "a house"
     assert visitor.page.input_value("#style input") == "Watercolour"
@@ -395,6 +402,53 @@ def test_link(visit: Visit, fake: FakeClient) -> None:
     again = visit(path=copied.removeprefix(visitor.url))
     again.wait_prompt("from a link")
     assert again.seed() == "123"
+
+
+def test_dark_mode_follows_the_system_until_the_button_is_pressed(visit: Visit) -> None:
+    visitor = visit(dark=True)
+    dark = "document.body.classList.contains('dark')"
+    assert visitor.page.evaluate(dark)
+    visitor.page.emulate_media(color_scheme="light")
+    visitor.page.wait_for_function(f"!{dark}")
+    visitor.page.get_by_label("Switch between light and dark").click()
+    assert visitor.page.evaluate(dark)
+    visitor.reload()
+    visitor.page.wait_for_function(dark)
+
+
+class Host(BaseHTTPRequestHandler):
+    """Somebody else's page, as Chromium sees it: under another name of this machine. It has ours in a frame."""
+
+    address = ""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(f'<iframe src="{self.address}" width="1300" height="850"></iframe>'.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_inside_another_page(visit: Visit, fake: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    visitor = visit()
+    monkeypatch.setattr(Host, "address", visitor.url)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        visitor.page.goto(f"http://localhost:{server.server_port}/")
+        inside = visitor.page.frame_locator("iframe")
+        inside.locator('.df-gallery[aria-busy="false"]').wait_for()
+        inside.locator("#prompt textarea").fill("a red house")
+        inside.locator("#settings").get_by_text("DistriFusion", exact=True).click()
+        for theme in (False, True):  # also where the browser lets nothing in a frame remember anything
+            inside.locator("#generate:enabled").click()
+            inside.locator('.df-stage[data-state="done"]').wait_for(state="attached")
+            inside.locator(".df-tile img").first.wait_for()
+            assert visitor.page.frames[1].evaluate("document.body.classList.contains('dark')") == theme
+            inside.locator(".df-theme").click()
+        assert [each for each in visitor.complaints if "autofocus" not in each] == []
+        server.shutdown()
 
 
 def test_phone(visit: Visit) -> None:

@@ -108,6 +108,7 @@ def test_header_is_honest(changes: dict[str, Any], state: str, badge: str) -> No
     if state == "dead":
         assert shown["notice"]["text"] == "no such folder"
     assert (" × " in shown["devices"]) == (changes.get("device") != "")
+    assert len(shown["brief"]) <= len("2 CPU ranks ready")  # what has room on a phone
 
 
 @pytest.mark.parametrize(
@@ -115,8 +116,9 @@ def test_header_is_honest(changes: dict[str, Any], state: str, badge: str) -> No
     [("", ["rank 0", "rank 1"]), ("CPU", ["CPU rank 0", "CPU rank 1"]), ("NVIDIA H200", ["GPU 0", "GPU 1"])],
 )
 def test_sleeping_lanes_are_called_what_they_are(device: str, names: list[str]) -> None:
-    resting = lanes.resting(dataclasses.replace(IDLE, device=device))
+    resting = lanes.resting(dataclasses.replace(IDLE, device=device), "ready")
     assert [lane["name"] for lane in resting["lanes"]] == names
+    assert {lane["status"] for lane in resting["lanes"]} == {"sleeping"}
 
 
 def _lane(rank: int, box: tuple[int, int, int, int] | None, branch: str = "both") -> Lane:
@@ -189,7 +191,7 @@ def test_lanes_and_strip() -> None:
     first, second, unused = lanes.live(update)["lanes"]
     assert (first["name"], first["part"]) == ("CPU rank 0", "rows 0–160 · with prompt")
     assert (second["status"], second["wait"], second["sent"]) == ("step 2 / 9", "waiting 25 %", "1.2 MB/step")
-    assert (first["memory"], second["memory"]) == ("400 MiB, 3.1 MB buffers", "400 MiB")
+    assert (first["memory"], first["buffers"], second["buffers"]) == ("400 MiB", ", 3.1 MB buffers", "")
     assert (first["load"], second["load"]) == ("CPU 97 %", "GPU 88 %")
     assert lanes.live(dataclasses.replace(update, lanes=(_lane(0, None),)))["lanes"][0]["load"] == ""
     assert (unused["state"], unused["status"]) == ("rest", "sleeping")

@@ -225,6 +225,30 @@ def test_devices_get_their_names_when_the_model_is_loaded(client: FakeClient) ->
     assert "lanes" not in visits.tick(visit.NO_RUN, frame["mood"], 512, 256, "1:1")
 
 
+def test_lanes_without_a_picture_say_what_the_group_does(client: FakeClient) -> None:
+    visits = Visits(client)
+
+    def words(frame: dict[str, Any]) -> set[str]:
+        return {lane["status"] for lane in frame["lanes"]["lanes"]}
+
+    frame, _ = visits.arrive(WHO, {})
+    assert words(frame) == {"sleeping"}
+    client.gate = lambda method, step: method != "waking"
+    stranger = visits.start({"visitor": "w", "ids": []}, values(run="DistriFusion"))["current"]
+    until(lambda: client.status().state == "running")
+    idle = frame["current"]
+    frame = visits.tick(idle, "ready", 256, 256, "1:1")
+    assert words(frame) == {"at work for somebody else"}
+    run = visits.start(WHO, values(run="DistriFusion"))["current"]
+    shown = next(visits.follow(run, WHO))
+    assert (shown["stage"]["title"], words(shown)) == ("In the queue", {"at work for somebody else"})
+    visits.stop(run)
+    *_, left = visits.follow(run, WHO)
+    visits.stop(stranger)
+    until(lambda: client.status().state == "idle")
+    assert words(visits.tick(left["current"], "busy", 256, 256, "1:1")) == {"sleeping"}
+
+
 def test_lanes_of_a_run_that_outlasted_the_loading_stay(client: FakeClient) -> None:
     visits = Visits(client)
     run = visits.start(WHO, values(run="DistriFusion"))["current"]

@@ -16,6 +16,13 @@ DRAG = """([name, file, data]) => {
   document.body.dispatchEvent(new DragEvent(name, { dataTransfer: what, bubbles: true, cancelable: true }));
 }"""
 
+CUT = """() => [...document.querySelectorAll(".gradio-container *")].filter((node) => {
+  const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+  const style = getComputedStyle(node);
+  return own && node.checkVisibility() && style.overflowX === "hidden" && style.clipPath === "none"
+    && node.scrollWidth > node.clientWidth + 1;
+}).map((node) => node.textContent)"""
+
 
 def find_chromium() -> str | None:
     """A chromium of the system; None if playwright's own has to do."""
@@ -157,6 +164,10 @@ class Visitor:
         self.page.wait_for_selector('.df-download[aria-disabled="false"]')
         address = self.page.locator(".df-download").evaluate("link => link.href")
         return bytes(self.context.request.get(address).body())
+
+    def cut(self) -> list[str]:
+        """Words that do not fit where they stand."""
+        return list(self.page.evaluate(CUT))
 
     def sideways(self) -> int:
         """By how many pixels the page can be scrolled sideways."""

@@ -250,6 +250,7 @@ class FakeClient:
                     wait_ms=histories[rank][-1][1] if rank < users else 0,
                     sent_bytes=1_240_000 if users > 1 else 0,
                     memory_mb=412.0 + rank,
+                    buffer_mb=3.4 if users > 1 and method == "patch" else 0.0,
                     load=97.4 if rank < users else 0.0,
                     median_ms=sorted(c + w for c, w in histories[rank])[len(histories[rank]) // 2]
                     if rank < users

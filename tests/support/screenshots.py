@@ -1,9 +1,11 @@
-"""Takes the README's pictures from a running app.py: `python -m tests.support.screenshots [folder]`."""
+"""Takes pictures of the page: `python -m tests.support.screenshots [FOLDER]` the README's, from a running app.py;
+`--states FOLDER` one of every state, on desktop and phone, light and dark, over the fake client.
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from playwright.sync_api import sync_playwright
 
 from tests.support.browser import DESKTOP, PHONE, Visitor, find_chromium
 from tests.support.real_app import ROOT, real_app
+from tests.support.states import PROMPT, fake_page, walk
 
-PROMPT, SEED = "a red lighthouse by the sea on a clear day with a yellow sun", 6
+SEED = 6
 HANDLE = 0.62  # where the slider stands: naive patches' two towers on its left, DistriFusion's one on its right
 SHOTS: dict[str, dict[str, Any]] = {
     "desktop": {"size": (DESKTOP[0], 960)},
@@ -34,6 +37,31 @@ def main(folder: Path) -> None:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
         for name, options in SHOTS.items():
             shoot(Visitor(browser, running.url, **options), folder / f"{name}.jpg")
+        browser.close()
+
+
+def every_state(folder: Path, ranks: int) -> None:
+    """Write desktop-light-idle.png and so on: what is seen at once, and for phones also the whole page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as work,
+        fake_page(Path(work), ranks) as (url, fake),
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        for device, size in (("desktop", DESKTOP), ("phone", PHONE)):
+            for dark in (False, True):
+                prefix = f"{device}-{'dark' if dark else 'light'}"
+
+                def snap(visitor: Visitor, state: str, prefix: str = prefix, whole: bool = size == PHONE) -> None:
+                    visitor.page.mouse.move(0, 0)
+                    visitor.page.evaluate("window.scrollTo(0, 0)")
+                    visitor.page.screenshot(path=folder / f"{prefix}-{state}.png")
+                    if whole or state in ("done-three", "opened"):
+                        visitor.page.screenshot(path=folder / f"{prefix}-{state}-whole.png", full_page=True)
+
+                walk(lambda size=size, dark=dark: Visitor(browser, url, size=size, dark=dark), fake, snap)  # type: ignore[misc]
+                print(prefix, "done", flush=True)
         browser.close()
 
 
@@ -65,4 +93,14 @@ def shoot(visitor: Visitor, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "assets" / "readme")
+    parser = argparse.ArgumentParser(prog="python -m tests.support.screenshots")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "assets" / "readme")
+    parser.add_argument("--states", action="store_true", help="every state, over the fake client; needs a folder")
+    parser.add_argument("--ranks", type=int, default=2, help="of the fake client")
+    words = parser.parse_args()
+    if not words.states:
+        main(words.folder)
+    elif words.folder == parser.get_default("folder"):
+        parser.error("--states needs a folder: its pictures are not the README's")
+    else:
+        every_state(words.folder, words.ranks)
