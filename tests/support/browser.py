@@ -91,7 +91,24 @@ class Visitor:
             self.page.wait_for_function(
                 "['width', 'height'].every(side => document.querySelector(`#${side} input`)?.value)"
             )
-        self.page.fill(f"#{field} input", value)
+            self.wait_settled()
+        for _ in range(5):  # whatever else was under way and wrote over it is done by then
+            self.page.fill(f"#{field} input", value)
+            self.wait_settled()
+            if self.page.input_value(f"#{field} input") == value:
+                return
+        raise AssertionError(f"{field} does not keep {value}")
+
+    def wait_settled(self) -> None:
+        """Until the browser has nothing to do, ten times over: that takes longer where everything does."""
+        self.page.evaluate(
+            """async () => {
+              for (let turn = 0; turn < 10; turn++) {
+                await new Promise((done) => requestAnimationFrame(() => requestIdleCallback(done)));
+                await new Promise((done) => setTimeout(done, 30));
+              }
+            }"""
+        )
 
     def wait_advanced(self, field: str, value: str) -> None:
         """Until a field of the Advanced part, which is opened for that, holds `value`."""
