@@ -1,10 +1,12 @@
-"""What every test shares: with --no-skips, or with CI set, a skipped test counts as a failed one."""
+"""What every test shares: with --no-skips, or with CI set, a skipped test counts as a failed one; and what tests have
+measured is printed at the end.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,20 @@ def short_tmp() -> Iterator[Path]:
     """A folder whose name leaves room for the addresses of sockets, as that of tmp_path does not."""
     with tempfile.TemporaryDirectory(prefix="t-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Keeps a line for the end of the run: a figure that is worth seeing and no reason to fail."""
+    return lambda line: record_property("measured", line)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    lines = [line for one in reports if one.when == "call" for name, line in one.user_properties if name == "measured"]
+    if lines:
+        terminalreporter.section("measured")
+        terminalreporter.line("\n".join(lines))
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config) -> None:

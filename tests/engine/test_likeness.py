@@ -4,28 +4,24 @@ tests/support/likeness.py.
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
 
 from tests.support.likeness import likeness
 
 MODES = ("corrected_async_gn", "stale_gn", "extrapolated")
 
 
-def test_extrapolated_is_nearer_to_one_device(capsys: pytest.CaptureFixture[str]) -> None:
+def test_extrapolated_is_nearer_to_one_device(measured: Callable[[str], None]) -> None:
     rows = likeness(4, [{"mode": mode} for mode in MODES], prompts=2, steps=10, warmup_steps=2)
-    with capsys.disabled():
-        for mode, row in zip(MODES, rows, strict=True):
-            print(
-                f"\nPSNR of the final latents, 4 ranks, 10 steps, {mode}: {row.median:.1f} dB, worst {row.worst:.1f} dB"
-            )
+    for mode, row in zip(MODES, rows, strict=True):
+        measured(f"PSNR of the final latents, 4 ranks, 10 steps, {mode}: {row.median:.1f} dB, worst {row.worst:.1f} dB")
     corrected, stale, extrapolated = rows
     assert extrapolated.median > max(corrected.median, stale.median) + 2
     assert extrapolated.worst > max(corrected.worst, stale.worst) + 2
 
 
-def test_naive_patches_are_not_near(capsys: pytest.CaptureFixture[str]) -> None:
+def test_naive_patches_are_not_near(measured: Callable[[str], None]) -> None:
     displaced, naive = likeness(2, [{}, {"parallelism": "naive_patch"}], prompts=2, steps=20)
-    with capsys.disabled():
-        print(f"\n2 ranks, 20 steps: displaced patches {displaced.median:.1f} dB, naive patches {naive.median:.1f} dB")
+    measured(f"2 ranks, 20 steps: displaced patches {displaced.median:.1f} dB, naive patches {naive.median:.1f} dB")
     assert displaced.median > 40
     assert naive.median < 25

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
 from tests.engine.test_engine import almost_equal, job, pictures, psnr
@@ -12,7 +12,7 @@ from tests.support.gang import run_on_ranks
 from tests.support.models import PROMPTS, relative, sdxl_inputs, tiny_sdxl_unet
 
 
-def test_eight_ranks_on_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_eight_ranks_on_the_embedded_model(measured: Callable[[str], None]) -> None:
     sides = (256, 512)
     jobs = [
         job(PROMPTS[2], config=config, height=side, width=side, steps=4)
@@ -26,8 +26,7 @@ def test_eight_ranks_on_the_embedded_model(capsys: pytest.CaptureFixture[str]) -
         assert one is not None
         assert almost_equal(exact, one), side
         assert almost_equal(split, one), side
-        with capsys.disabled():
-            print(f"\n{side} x {side}, 8 ranks, 4 steps, warm-up 1: {psnr(stale, one):.1f} dB")
+        measured(f"{side} x {side}, 8 ranks, 4 steps, warm-up 1: {psnr(stale, one):.1f} dB")
 
 
 def seven(height: int, width: int) -> list[torch.Tensor]:

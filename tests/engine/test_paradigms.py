@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_tolerance_zero_equals_diffusers(world: int, exact_oracle: list[torch.Te
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(everybody[0], other, strict=True))
 
 
-def test_pictures_events_and_cancelling_on_three_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_events_and_cancelling_on_three_ranks(measured: Callable[[str], None]) -> None:
     paradigms = {"parallelism": "paradigms"}
     jobs = [
         job(config={"parallelism": "single"}, steps=20),
@@ -168,9 +169,10 @@ def test_pictures_events_and_cancelling_on_three_ranks(capsys: pytest.CaptureFix
     assert small[0].shape == (32, 64, 3)
     likeness = psnr(first[0], alone[0]), psnr(wide[0], alone[0])
     counts = [len(result[1]) - 1 for result in (first, wide)]
-    with capsys.disabled():
-        print(f"\nParaDiGMS, 20 steps, tolerance 0.1, PSNR to one device: window 3 {likeness[0]:.1f} dB in {counts[0]} "
-              f"iterations, window 4 {likeness[1]:.1f} dB in {counts[1]}")  # fmt: skip
+    measured(
+        f"ParaDiGMS, 20 steps, tolerance 0.1, PSNR to one device: window 3 {likeness[0]:.1f} dB in {counts[0]} "
+        f"iterations, window 4 {likeness[1]:.1f} dB in {counts[1]}"
+    )
     assert likeness[0] > 20
     assert max(counts) < 20
     assert cancelled[0] is None

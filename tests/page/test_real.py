@@ -79,7 +79,7 @@ def test_same_settings_same_bytes(visit_real: Callable[..., Visitor], tmp_path: 
     assert stranger.picture() == first
 
 
-def test_stop_and_again(visit_real: Callable[..., Visitor]) -> None:
+def test_stop_and_again(visit_real: Callable[..., Visitor], measured: Callable[[str], None]) -> None:
     visitor = visit_real()
     visitor.advanced("steps", "300")
     visitor.generate("a white lighthouse")
@@ -88,9 +88,8 @@ def test_stop_and_again(visit_real: Callable[..., Visitor]) -> None:
     pressed = time.monotonic()
     visitor.page.click("#stop")
     visitor.wait_state("cancelled")
-    print(
-        f"stopped after {time.monotonic() - pressed:.2f} s, at {1000 * step_s:.0f} ms a step"
-    )  # at most 1 s on a free machine
+    # At most a second on a free machine.
+    measured(f"the page: stopped after {time.monotonic() - pressed:.2f} s, at {1000 * step_s:.0f} ms a step")
     visitor.wait_idle()
     visitor.advanced("steps", str(STEPS))
     visitor.press_generate()
