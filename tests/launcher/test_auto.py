@@ -152,7 +152,7 @@ def test_surveyor_asks_once_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -
     assert one.found(dataclasses.replace(STATUS, model=dataclasses.replace(MODEL, path=str(DEMO_MODEL)))) is None
     assert one.found(STATUS) is None
     answer.set()
-    until(lambda: one.found(STATUS) is KNOWN, 10)
+    until(lambda: one.found(STATUS) is KNOWN, 40)
     ((arguments, options),) = asked
     assert arguments[:2] == ("cpu", 4)
     assert arguments[3] == DEMO_MODEL / "unet" / "config.json"
@@ -168,7 +168,7 @@ def test_what_cannot_be_measured_is_told_once(
     monkeypatch.setattr(surveyor, "survey", broken)
     one = Surveyor()
     assert one.found(STATUS) is None
-    until(lambda: not (one._thread and one._thread.is_alive()), 10)
+    until(lambda: not (one._thread and one._thread.is_alive()), 40)
     assert one.found(STATUS) is None
     assert capsys.readouterr().err.count("could not be measured: no torch; Auto keeps to patches") == 1
 

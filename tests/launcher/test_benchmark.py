@@ -173,7 +173,7 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit) as end:
         main([*words])
     assert end.value.code == 1
-    until(lambda: set(descendants(os.getpid())) <= set(before), 10)
+    until(lambda: set(descendants(os.getpid())) <= set(before), 40)
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
@@ -206,7 +206,7 @@ def test_ending_the_command_ends_everybody(tmp_path: Path, short_tmp: Path, how:
         os.kill(run.pid, how)
         _, said = run.communicate(timeout=40)
         assert (run.returncode, said) == ((130, b"") if how is signal.SIGINT else (-how, b""))
-        until(lambda: not any(map(alive, pids)), 10)
+        until(lambda: not any(map(alive, pids)), 40)
         left = [path.name.split("-")[0] for path in short_tmp.iterdir()]
         assert left == ([] if how is signal.SIGINT else ["distrifusion"])  # which the next command removes
     finally:
@@ -224,7 +224,7 @@ def test_the_real_engine_beside_diffusers(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert (run.returncode, run.stderr) == (0, "")
     report = json.loads((tmp_path / "b.json").read_text())

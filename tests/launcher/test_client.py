@@ -194,7 +194,7 @@ def test_a_final_state_is_seen_at_once(bench: Bench) -> None:
     client = bench.connect_ranks().client
     begin = time.monotonic()
     assert list(client.updates(client.submit(REQUEST, CONFIG), interval=30.0))[-1].final
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 25
 
 
 class Bomb:
@@ -237,7 +237,7 @@ def test_a_rank_that_goes_away_ends_the_group(bench: Bench) -> None:
     bench.paused.set()
     req = bench.client.submit(REQUEST, CONFIG)
     wire.close(bench.socks[1])
-    until(lambda: bench.died, 5)
+    until(lambda: bench.died, 40)
     assert bench.died[0].startswith("rank 1 stopped answering")
     assert next(bench.client.updates(req)).state == "lost"
     with pytest.raises(Refused):
@@ -247,5 +247,5 @@ def test_a_rank_that_goes_away_ends_the_group(bench: Bench) -> None:
 def test_a_rank_that_talks_nonsense_ends_the_group(bench: Bench) -> None:
     bench.connect_ranks()
     bench.socks[0].send(b"nonsense")
-    until(lambda: bench.died, 5)
+    until(lambda: bench.died, 40)
     assert "bad frame" in bench.died[0]

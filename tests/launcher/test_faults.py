@@ -64,7 +64,7 @@ def test_a_rank_lost_while_the_ranks_meet_costs_no_attempt(tmp_path: Path) -> No
         peer = group.pids()[1]
         os.kill(peer, signal.SIGSTOP)
         req = group.submit()
-        until(lambda: group.call("status")["state"] == "joining", 5)
+        until(lambda: group.call("status")["state"] == "joining", 40)
         os.kill(peer, signal.SIGKILL)
         made = group.wait_across_restarts(req)
         assert (made["state"], made["attempt"]) == ("done", 1)

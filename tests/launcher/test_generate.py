@@ -164,7 +164,7 @@ def test_ending_the_command_ends_its_ranks(tmp_path: Path, how: signal.Signals) 
         for pid in [run.pid, *pids] if how is signal.SIGINT else [run.pid]:  # a terminal tells all of them
             os.kill(pid, how)
         run.wait(20)
-        until(lambda: not any(map(alive, pids)), 10)
+        until(lambda: not any(map(alive, pids)), 40)
     finally:
         end(run, [run.pid, *pids, *descendants(run.pid)])
 

@@ -209,7 +209,7 @@ def test_ending_the_program_leaves_nothing_and_the_next_one_makes_the_picture(tm
             for pid in told:
                 with contextlib.suppress(ProcessLookupError):  # its parent was told first
                     os.kill(pid, how)
-            assert group.process.wait(10) == 128 + how
+            assert group.process.wait(60) == 128 + how
             assert not any(map(alive, pids))
             assert len(group.log.read_text().splitlines()) == 1
             assert list(short_tmp.iterdir()) == []

@@ -69,7 +69,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     plan = {VARIABLE: "raise:1@2,once;die:1@4,once", "TMPDIR": str(short)}
     with real_app(folder, "--ranks", "2", "--device", "cpu", "--auth", ":".join(AUTH), env=plan) as running:
         made = House(running, folder, short)
-        until(made.ready, 90)
+        until(made.ready, 240)
         yield made
     short.rmdir()  # nothing is left in it
 
@@ -100,8 +100,8 @@ def test_an_exception_on_a_rank_reaches_the_caller_and_the_group_goes_on(house: 
 def test_a_killed_rank_costs_an_attempt_and_not_the_picture(house: House) -> None:
     before = len(house.ends())
     house.api().submit(**PICTURE, steps=6, api_name="/generate")
-    until(lambda: len(house.ends()) > before, 120)
-    until(house.ready, 60)
+    until(lambda: len(house.ends()) > before, 240)
+    until(house.ready, 240)
     assert house.status()["restarts"] == 1
     disturbed = house.ends()[-1]
     assert disturbed["state"] == "done"
@@ -118,10 +118,10 @@ def test_a_killed_rank_costs_an_attempt_and_not_the_picture(house: House) -> Non
 def test_told_to_end_it_leaves_nothing_and_keeps_the_request(house: House) -> None:
     pids = descendants(house.process.pid)
     house.api().submit(**PICTURE, steps=900, api_name="/generate")
-    until(lambda: house.journal()[-1]["entry"] == "try", 20)
+    until(lambda: house.journal()[-1]["entry"] == "try", 60)
     assert len(list(house.tmp.iterdir())) == 1
     house.process.terminate()
-    assert house.process.wait(10) == 128 + signal.SIGTERM
+    assert house.process.wait(60) == 128 + signal.SIGTERM
     assert not any(map(alive, pids))
     assert house.journal()[-1]["entry"] == "untry"
     assert list(house.tmp.iterdir()) == []

@@ -29,7 +29,7 @@ def visit_real(browser: object, address: str) -> Iterator[Callable[..., Visitor]
 
     def open_page(**options: object) -> Visitor:
         visitors.append(Visitor(browser, address, **options))
-        visitors[-1].page.wait_for_selector('.df-badge[data-state="ready"]', timeout=60_000)
+        visitors[-1].page.wait_for_selector('.df-badge[data-state="ready"]', timeout=240_000)
         return visitors[-1]
 
     yield open_page

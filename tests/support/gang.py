@@ -19,7 +19,7 @@ import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.support.models"])
-_TIMEOUT = 240  # seconds
+_TIMEOUT = 480  # seconds
 
 
 def free_port() -> int:

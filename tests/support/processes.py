@@ -77,7 +77,7 @@ def listeners(pids: list[int]) -> set[str]:
     return found
 
 
-def until(condition: Callable[[], Any], timeout: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
     """Wait for a true value and return it."""
     end = time.monotonic() + timeout
     while not (value := condition()):
@@ -93,7 +93,7 @@ def end(process: subprocess.Popen[bytes], pids: list[int]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
-    until(lambda: not any(map(alive, pids)), 10)
+    until(lambda: not any(map(alive, pids)), 40)
 
 
 class ToyGroup:
@@ -126,7 +126,7 @@ class ToyGroup:
 
     def __enter__(self) -> ToyGroup:
         try:
-            until(self.ready, 90)
+            until(self.ready, 180)
         except BaseException:
             self.end()
             raise
@@ -166,7 +166,7 @@ class ToyGroup:
         """Start a picture and return its final update."""
         return dict(self.call("wait", req=self.submit(prompt, **options)))
 
-    def wait_across_restarts(self, req: str, timeout: float = 40.0) -> dict[str, Any]:
+    def wait_across_restarts(self, req: str, timeout: float = 100.0) -> dict[str, Any]:
         """The final update, asking again whenever the server goes away."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:

@@ -44,20 +44,20 @@ def real_app(folder: Path, *options: str, env: dict[str, str] | None = None) -> 
     def answers() -> bool:
         if process.poll() is not None:
             raise RuntimeError(f"app.py ended with {process.returncode}: {log.read_text()}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=20):
             return True
         return False
 
     try:
-        until(answers, 60)
+        until(answers, 240)
         yield RealApp(url=url, process=process, log=log)
     finally:
         pids = [process.pid, *descendants(process.pid)]
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+            process.wait(30)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
-        until(lambda: not any(map(alive, pids)), 10)
+        until(lambda: not any(map(alive, pids)), 40)
