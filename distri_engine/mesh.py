@@ -4,6 +4,7 @@ that names backends and devices or reads the torchrun variables; what is said ov
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
@@ -284,11 +285,17 @@ class Mesh:
         return received
 
 
+def host_identity() -> str:
+    """What tells this host from others: its name and its boot, not its address. The variable DISTRI_HOST_ID declares
+    another one, for ranks that are to talk as if they were on different hosts.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return os.environ.get("DISTRI_HOST_ID") or f"{socket.gethostname()} {boot}"
+
+
 def _link_host(rank: int, size: int) -> HostLinks | None:
     """Shared-memory links to all ranks, or None on every rank if they are not on one host. A collective call."""
-    host = torch.zeros(_HEADER, dtype=torch.int64)
-    name = f"{socket.gethostname()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}".encode()
-    host[: len(name)] = torch.tensor(list(name[:_HEADER]))
+    host = torch.tensor(list(hashlib.sha256(host_identity().encode()).digest()), dtype=torch.int64)
     everybody = [torch.empty_like(host) for _ in range(size)]
     dist.all_gather(everybody, host)
     if any(not torch.equal(other, host) for other in everybody):

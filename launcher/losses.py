@@ -84,10 +84,14 @@ def note_start(run_dir: Path, generation: int) -> None:
 
 def failed_starts(run_dir: Path, generation: int) -> int:
     """How many generations in a row, up to and including this one, never had all their ranks."""
-    last = -1
+    return generation - last_start(run_dir)
+
+
+def last_start(run_dir: Path) -> int:
+    """The last generation that had all its ranks; -1: none yet."""
     with contextlib.suppress(FileNotFoundError):
-        last = int((run_dir / "started").read_text())
-    return generation - last
+        return int((run_dir / "started").read_text())
+    return -1
 
 
 def check_starts(run_dir: Path, generation: int) -> None:

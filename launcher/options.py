@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from distri_engine.config import Choice, TextEncoderOn, check_choice
 from launcher.faults import planned
 from launcher.model import choose_model
+from launcher.nodes import Nodes
 
 MAX_RANKS = 64
 AUTH = "DISTRI_AUTH"
@@ -69,6 +70,10 @@ class Options:
     share: bool = False  # also serve through a public Gradio link
     auth: tuple[str, str] | None = None  # user name and password that the page asks for
     mcp: bool = False  # also offer the API as tools of the Model Context Protocol
+    nnodes: int = 1  # machines; `ranks` are those of each
+    node_rank: int | None = None  # which of them this is; the page is on 0
+    rdzv: str | None = None  # HOST:PORT of node 0, where they meet
+    token_file: str | None = None  # what they know each other by
 
     def __post_init__(self) -> None:
         check_group(self.ranks, self.device)
@@ -79,9 +84,14 @@ class Options:
             raise ValueError("--mcp needs the package mcp, which is not installed; pip install -r requirements-mcp.txt")
         if self.mcp and self.auth is not None:
             raise ValueError("--mcp and --auth do not go together, MCP clients cannot log in; leave one of them out")
+        self.nodes()
+
+    def nodes(self) -> Nodes | None:
+        """The machines and which of them this is; None for one machine. Raises ValueError if that makes no sense."""
+        return Nodes.of(self.nnodes, self.node_rank, self.rdzv, self.token_file)
 
     def arguments(self) -> list[str]:
-        """The command line that parses to these options, but for `auth`, which travels in the variable AUTH."""
+        """The command line that parses to these options, but for `auth` and `nodes`, which travel in variables."""
         words = ["--device", self.device, "--host", self.host, "--port", str(self.port)]
         words += ["--ranks", str(self.ranks)] if self.ranks is not None else []
         words += ["--model", self.model] if self.model is not None else []
@@ -105,6 +115,16 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_node_options(parser: argparse.ArgumentParser) -> None:
+    """--nnodes, --node-rank, --rdzv, --token-file: one group over several machines."""
+    parser.add_argument("--nnodes", type=int, default=1, help="machines that share a picture, --ranks on each")
+    parser.add_argument("--node-rank", type=int, metavar="R", help="which of them this is; the page is on 0")
+    parser.add_argument(
+        "--rdzv", metavar="HOST:PORT", help="where they meet: an address of node 0, on a private network"
+    )
+    parser.add_argument("--token-file", metavar="FILE", help="the secret that they share, 16 bytes or more, mode 0600")
+
+
 def parse(argv: Sequence[str]) -> Options:
     """The options of `python app.py`. Ends the program with exit code 2 if they make no sense."""
     parser = OneLineParser(prog="app.py", description="One SDXL picture on all your devices.")
@@ -121,6 +141,7 @@ def parse(argv: Sequence[str]) -> Options:
         default=os.environ.get(AUTH),
         help=f"ask visitors for this name and password (or set {AUTH}, which other users of the machine cannot read)",
     )
+    add_node_options(parser)
     words = parser.parse_args(argv)
     try:
         planned()

@@ -42,6 +42,11 @@ def die_with_agent() -> None:
     die_with(int(os.environ.get(AGENT_PID, os.getppid())))
 
 
+def is_agent(pid: int) -> bool:
+    """Whether `pid` is the agent that started us: on several nodes it passes on what the other nodes' ranks say."""
+    return str(pid) == os.environ.get(AGENT_PID)
+
+
 def exit_on_sigterm() -> None:
     """Have SIGTERM end this process as an exception would, so that it cleans up.
 
@@ -60,7 +65,7 @@ def load_engine(model: str, device: str, rank: int, world_size: int, text_encode
 
     from distri_engine.engine import Engine
 
-    torch.set_num_threads(max(1, usable_cores() // world_size))
+    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
     return Engine(model, device=device, rank=rank, world_size=world_size, text_encoder_on=text_encoder_on)
 
 

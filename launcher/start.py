@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from launcher.journal import Busy, Journal, data_folder
+from launcher.nodes import BACKEND, Nodes, interface, read_token
 from launcher.options import AUTH, Options, parse, refuse, resolve, usable_cores
 
 __all__ = ["Options", "Place", "in_group", "main", "parse", "rank_environment", "torchrun_command"]
 
 RUN_DIR = "DISTRI_RUN_DIR"
-SERVES = "DISTRI_SERVES"  # tells agent.py that the run directory and the journal are its own to tidy
+SERVES = "DISTRI_SERVES"  # tells agent.py that the run directory is its own to tidy, and on node 0 the journal
 _PREFIX = "distrifusion"
 _AGENT = Path(__file__).with_name("agent.py")
 
@@ -89,10 +90,13 @@ def remove_run_dir(run_dir: Path) -> None:
     shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def torchrun_command(run_dir: Path, ranks: int, script: Sequence[str], *, restarts: int) -> list[str]:
+def torchrun_command(
+    run_dir: Path, ranks: int, script: Sequence[str], *, restarts: int, nodes: Nodes | None = None
+) -> list[str]:
     """The command that starts `ranks` processes of `script` (a file or -m module, and its arguments).
 
-    The rendezvous is a file: `--standalone` would open two unauthenticated stores on all interfaces.
+    The rendezvous is a file: `--standalone` would open two unauthenticated stores on all interfaces. With `nodes` it is
+    the one that agent.py brings along.
     """
     options = {
         "nnodes": 1,
@@ -105,8 +109,22 @@ def torchrun_command(run_dir: Path, ranks: int, script: Sequence[str], *, restar
         "max-restarts": restarts,
         "shutdown-timeout": 3,
     }
+    if nodes is not None:
+        options |= across(nodes)
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-P", str(_AGENT), *words, *script]  # -P: what lies beside agent.py shadows nothing
+
+
+def across(nodes: Nodes) -> dict[str, object]:
+    """What torchrun is told differently when there are several machines."""
+    return {
+        "nnodes": nodes.count,
+        "rdzv-backend": BACKEND,
+        "rdzv-conf": "join_timeout=31536000,keep_alive_interval=3,keep_alive_max_attempt=4",  # a node may be away long
+        "rdzv-endpoint": nodes.where,
+        "rdzv-id": "distri",
+        "local-addr": f"node-{nodes.rank:04}",  # torchrun numbers nodes in the order of these names
+    }
 
 
 def rank_environment(run_dir: Path, ranks: int, device: str) -> dict[str, str]:
@@ -156,18 +174,32 @@ def check_data_folder() -> None:
         raise ValueError(str(journal.fault))
 
 
+def check_node(nodes: Nodes) -> dict[str, str]:
+    """What the processes of this node are told. Raises ValueError if it could not meet the others."""
+    read_token(nodes.token_file)
+    if nodes.rank == 0:
+        check_port(nodes.host, nodes.port)
+    name = interface(nodes)
+    return {**nodes.variable(), "GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+
+
 def main(options: Options, script: str) -> NoReturn:
     """Start the group and its page; this process becomes the torchrun agent. Exit code 2 if that cannot work."""
+    nodes = options.nodes()
+    with_page = nodes is None or nodes.rank == 0
     try:
-        check_port(options.host, options.port)
+        if with_page:
+            check_port(options.host, options.port)
         ranks, device, model = resolve(options.ranks, options.device, options.model)
-        check_data_folder()  # last: it may make the folder
+        node_env = {} if nodes is None else check_node(nodes)
+        if with_page:
+            check_data_folder()  # last: it may make the folder
     except ValueError as error:
         refuse(error)
     resolved = dataclasses.replace(options, ranks=ranks, device=device, model=model)
     run_dir = make_run_dir()
-    command = torchrun_command(run_dir, ranks, [script, *resolved.arguments()], restarts=1_000_000)
-    env = rank_environment(run_dir, ranks, device) | {SERVES: "1"}
+    command = torchrun_command(run_dir, ranks, [script, *resolved.arguments()], restarts=1_000_000, nodes=nodes)
+    env = rank_environment(run_dir, ranks, device) | node_env | {SERVES: "1"}
     if options.auth is not None:
         env[AUTH] = ":".join(options.auth)  # a command line can be read by every user of the machine
     os.execve(command[0], command, env)

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from launcher import losses, wire
-from launcher.process import die_with, parent_of
+from launcher.nodes import Nodes
+from launcher.process import die_with, is_agent, parent_of
 from launcher.start import Place
 
 CONNECT_S = 120.0  # rank 0's zygote may be slow to come up on a busy machine
@@ -197,7 +198,8 @@ class Conductor:
             peer.close()
 
     def _go(self, peer: socket.socket) -> None:
-        self._tell(peer, {"do": "GO", "generation": self._generation})
+        started = losses.last_start(self._run_dir)
+        self._tell(peer, {"do": "GO", "generation": self._generation, "started": started})
         self._working[peer] = True
 
     def _tell(self, peer: socket.socket, order: dict[str, object]) -> None:
@@ -227,6 +229,8 @@ def follow(nursery: Nursery, conductor: socket.socket) -> NoReturn:
             if order is None:
                 nursery.leave()
             if order["do"] == "GO":
+                if Nodes.here() is not None:  # this one's run directory may be another, and new
+                    losses.note_start(nursery.place.run_dir, order["started"])
                 nursery.fork(order["generation"])
                 continue
         if nursery.rank is not None:  # told to end it, or dead by itself
@@ -236,7 +240,7 @@ def follow(nursery: Nursery, conductor: socket.socket) -> NoReturn:
 
 
 def _is_sibling(pid: int) -> bool:
-    """Whether torchrun started process `pid` beside this one."""
+    """Whether torchrun started process `pid` beside this one, or on another node, for which its agent speaks."""
     with contextlib.suppress(OSError):
-        return parent_of(pid) == os.getppid()
+        return is_agent(pid) or parent_of(pid) == os.getppid()
     return False
