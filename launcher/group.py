@@ -41,7 +41,7 @@ def join(
     return Mesh.of_default_group(device)
 
 
-_node_store: NodeStore | None = None  # of the generation; torch's own reference is to its C++ half only
+_node_store: NodeStore | None = None  # of this generation
 
 
 def _store(generation: str, run_dir: Path, rank: int, world_size: int) -> dist.Store:

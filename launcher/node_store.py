@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.distributed as dist
 
@@ -24,14 +24,18 @@ _TIMEOUT = timedelta(minutes=5)
 class NodeStore(dist.Store):
     """torch's interface of a store. Raises RuntimeError when node 0 is gone, DistStoreError when a wait is over."""
 
+    _open: ClassVar[set[NodeStore]] = set()  # torch refers to the C++ half only, which is nothing without this one
+
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
+        self._open.add(self)
         self.set_timeout(_TIMEOUT)
         self._sock = wire.connect(run_dir / SOCKET, _CONNECT_S)
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Hang up."""
+        self._open.discard(self)
         wire.close(self._sock)
 
     def _ask(self, do: str, *keys: str, **about: Any) -> Any:

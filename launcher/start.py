@@ -120,7 +120,7 @@ def across(nodes: Nodes) -> dict[str, object]:
     return {
         "nnodes": nodes.count,
         "rdzv-backend": BACKEND,
-        "rdzv-conf": "join_timeout=31536000,keep_alive_interval=3,keep_alive_max_attempt=4",  # a node may be away long
+        "rdzv-conf": "join_timeout=31536000,keep_alive_interval=2,keep_alive_max_attempt=5",  # a node may be away long
         "rdzv-endpoint": nodes.where,
         "rdzv-id": "distri",
         "local-addr": f"node-{nodes.rank:04}",  # torchrun numbers nodes in the order of these names

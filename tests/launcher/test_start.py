@@ -51,6 +51,11 @@ def test_a_space_serves_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--auth", "me"], "USER:PASSWORD"),
         (["--mcp", "--auth", "me:secret"], "--mcp and --auth do not go together"),
         (["--wat"], "unrecognized arguments: --wat"),
+        (["--nnodes", "0"], "0 nodes are out of range"),
+        (["--node-rank", "1"], "--node-rank is for several nodes"),
+        (["--nnodes", "2", "--node-rank", "0", "--rdzv", "h:1"], "--token-file is missing"),
+        (["--nnodes", "2", "--node-rank", "2", "--rdzv", "h:1", "--token-file", "t"], "node rank 2 is out of range"),
+        (["--nnodes", "2", "--node-rank", "0", "--rdzv", "h", "--token-file", "t"], "'h' is not HOST:PORT"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(

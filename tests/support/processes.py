@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +107,12 @@ class ToyGroup:
         standalone: bool = False,
         env: dict[str, str] | None = None,
         wait_for: str = "idle",
+        options: Sequence[str] = (),
     ) -> None:
         self.port = free_port()
         self.folder = folder
         self.wait_for = wait_for
-        options = ["--port", str(self.port), "--device", "cpu", "--model", str(toy_model(folder))]
+        options = ["--port", str(self.port), "--device", "cpu", "--model", str(toy_model(folder)), *options]
         command = [sys.executable, str(TOY_APP), "--ranks", str(ranks), *options]
         if standalone:
             command = [sys.executable, *STANDALONE, "--nproc-per-node", str(ranks), str(TOY_APP), *options]
