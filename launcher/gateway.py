@@ -40,14 +40,19 @@ class Gate:
 
     def _serve(self) -> None:
         while True:
-            with contextlib.suppress(OSError):  # one who hung up at once, or too many open files
+            try:
                 sock, address = self._listener.accept()
-                if self._strangers.acquire(blocking=False):
-                    _start(self._meet, sock, str(address[0]))
-                else:
-                    sock.close()
+            except OSError:  # one who hung up at once, or too many open files
+                time.sleep(_RETRY_S)
+                continue
+            if self._strangers.acquire(blocking=False):
+                _start(self._meet, sock, str(address[0]))
+            else:
+                sock.close()
 
     def _meet(self, sock: socket.socket, address: str) -> None:
+        patience = threading.Timer(tunnel.GREETING_S, wire.close, [sock])  # in all, however slowly he speaks
+        patience.start()
         try:
             link, about = tunnel.answer(sock, self._token)
         except OSError as error:
@@ -55,6 +60,7 @@ class Gate:
             self._complain(address, error)
             return
         finally:
+            patience.cancel()
             self._strangers.release()
         if about.get("channel") == _NODE:
             self._know(link, about)

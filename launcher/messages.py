@@ -220,7 +220,7 @@ class Ended(Message):
     why: Annotated[str, _form("done|cancelled|error")]
     step: StepIndex  # the last finished step
     error: Reason = ""
-    at: Amount = 0.0  # this machine's monotonic clock: of several errors the earliest is the one that began it
+    at: Amount = 0.0  # seconds since 1970, as on all machines: of several errors the earliest is the one that began it
     pictures: Annotated[tuple[str, ...], _paths] = ()  # rank 0: the files, safely on disk
     seconds: Annotated[dict[str, float] | None, _seconds] = None  # rank 0: text, denoise, decode, save
 

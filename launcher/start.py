@@ -120,7 +120,7 @@ def across(nodes: Nodes) -> dict[str, object]:
     return {
         "nnodes": nodes.count,
         "rdzv-backend": BACKEND,
-        "rdzv-conf": "join_timeout=31536000,keep_alive_interval=2,keep_alive_max_attempt=5",  # a node may be away long
+        "rdzv-conf": "join_timeout=31536000,keep_alive_interval=2,keep_alive_max_attempt=3",  # a node may be away long
         "rdzv-endpoint": nodes.where,
         "rdzv-id": "distri",
         "local-addr": f"node-{nodes.rank:04}",  # torchrun numbers nodes in the order of these names
@@ -150,8 +150,8 @@ def quiet_environment(env: Mapping[str, str]) -> dict[str, str]:
     return {name: env.get(name, value) for name, value in quiet.items()}
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise ValueError if the page could not be served there."""
+def check_port(host: str, port: int, option: str = "--port") -> None:
+    """Raise ValueError if nobody could listen there. `option` is where another port is chosen."""
     where = f"port {port} on {host}"
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -163,7 +163,7 @@ def check_port(host: str, port: int) -> None:
     except socket.gaierror as error:
         raise ValueError(f"host {host} is no address of this machine: {error.strerror}; use 127.0.0.1") from None
     except OSError as error:
-        raise ValueError(f"{where} cannot be opened ({error.strerror}); choose another with --port") from None
+        raise ValueError(f"{where} cannot be opened ({error.strerror}); choose another with {option}") from None
 
 
 def check_data_folder() -> None:
@@ -178,7 +178,7 @@ def check_node(nodes: Nodes) -> dict[str, str]:
     """What the processes of this node are told. Raises ValueError if it could not meet the others."""
     read_token(nodes.token_file)
     if nodes.rank == 0:
-        check_port(nodes.host, nodes.port)
+        check_port(nodes.host, nodes.port, "--rdzv")
     name = interface(nodes)
     return {**nodes.variable(), "GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
 

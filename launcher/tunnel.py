@@ -84,12 +84,15 @@ def answer(sock: socket.socket, token: bytes) -> tuple[Tunnel, dict[str, Any]]:
 def call(sock: socket.socket, token: bytes, about: dict[str, Any]) -> Tunnel:
     """On another node: prove ourselves and have node 0 do so. `about` is what we want there.
 
-    Raises Stranger if node 0 does not take our token or does not have it, and OSError.
+    Raises Stranger if node 0 does not take our token or does not have it, and other OSErrors if nobody is there yet.
     """
     sock.settimeout(2 * GREETING_S)
-    theirs = _get(sock).get("nonce")
+    try:
+        theirs = _get(sock).get("nonce")
+    except Stranger as error:
+        raise ConnectionError(f"no greeting: {error}") from None
     if not isinstance(theirs, str) or len(theirs) != 2 * _NONCE:
-        raise Stranger("no greeting")
+        raise ConnectionError("no greeting")
     ours = os.urandom(_NONCE).hex()
     said = _transcript(theirs, ours, about)
     _put(sock, {"nonce": ours, "about": about, "proof": _derive(token, b"caller", said).hex()})

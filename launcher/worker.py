@@ -194,7 +194,7 @@ class Worker:
         finally:
             if self._previews is not None:
                 self._previews.clear()
-        return m.Ended(req=req, why="error", step=step, error=why, at=time.monotonic())
+        return m.Ended(req=req, why="error", step=step, error=why, at=time.time())
 
     def _report(self, event: StepDone, req: str) -> None:
         if self._previews is not None:

@@ -21,11 +21,13 @@ def pins(name: str) -> dict[str, str]:
     return dict(match.groups() for line in lines if (match := re.match(r"([\w-]+)==(\S+)", line)))
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-mcp.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-mcp.txt", "requirements-ray.txt", "requirements-dev.txt"]
+)
 def test_every_requirement_is_pinned_and_says_why(name: str) -> None:
     for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith(("#", "-r ")):
-            assert re.fullmatch(r"[\w-]+==[\d.]+ +# \S.+", line), line
+            assert re.fullmatch(r"[\w-]+(\[\w+\])?==[\d.]+ +# \S.+", line), line
 
 
 def test_tests_run_with_the_pinned_versions() -> None:
