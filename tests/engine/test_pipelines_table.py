@@ -1,6 +1,6 @@
 """What the pipelines can do, one row a feature: every row on 2, 3 and 4 ranks against plain diffusers on one device.
-With full_sync the result is the same; in the stale modes the row runs, all ranks agree, and its PSNR is printed at the
-end of the run.
+With full_sync the result is the same; in the stale modes, which take turns, the row runs, all ranks agree, and its PSNR
+is printed at the end of the run.
 """
 
 from __future__ import annotations
@@ -35,11 +35,8 @@ CELLS = (4, HEIGHT // 8, WIDTH // 8)
 EXACT = 5e-6  # relative L2 in float32
 APART = {"split_batch": True}  # on an even number of ranks; the other rows cut patches only
 PARTS = 2  # of the table, so that a gang's time stays short
-STALE = {  # the modes that each number of ranks runs, besides full_sync; test_modes.py has every mode on up to 8
-    2: ("sync_gn", "stale_gn", "corrected_async_gn", "separate_gn", "no_sync", "extrapolated"),
-    3: (),
-    4: (),
-}
+STALE = ("sync_gn", "stale_gn", "corrected_async_gn", "separate_gn", "no_sync", "extrapolated")
+TURNS = 3  # on 2 ranks a row runs every third of them, besides full_sync; test_modes.py has every mode on up to 8
 
 
 @dataclass(frozen=True)
@@ -353,18 +350,24 @@ def expected() -> list[list[torch.Tensor]]:
     return results
 
 
-def rows_on_rank(part: int, stale: tuple[str, ...]) -> dict[str, list[list[torch.Tensor]]]:
-    """On a rank: the rows of one part, exact and in the `stale` modes."""
+def modes_of(row: Row, world: int) -> tuple[str, ...]:
+    """Exact, and the stale ones whose turn it is."""
+    return ("full_sync", *(STALE[ALL_ROWS.index(row) // PARTS % TURNS :: TURNS] if world == 2 else ()))
+
+
+def rows_on_rank(part: int, world: int) -> list[dict[str, list[torch.Tensor]]]:
+    """On a rank: the rows of one part, each in its modes."""
     import distri_engine
     from distri_engine import DistriConfig, open_mesh
 
-    results: dict[str, list[list[torch.Tensor]]] = {mode: [] for mode in ("full_sync", *stale)}
+    results: list[dict[str, list[torch.Tensor]]] = []
     config = DistriConfig(height=HEIGHT, width=WIDTH, warmup_steps=1, split_batch=False)
     with open_mesh(config) as mesh:
         for row in ALL_ROWS[part::PARTS]:
             plain = tiny_pipeline(row.kind, row.task, row.dtype, own=row.setup is not None)
             prefix = "DistriSDXL" if KINDS[row.kind][0].endswith("XL") else "DistriSD"
-            for mode, made in results.items():
+            made: dict[str, list[torch.Tensor]] = {}
+            for mode in modes_of(row, world):
                 wanted = config.replace(mode=mode, **row.config)
                 if mode == "full_sync":
                     pipeline = getattr(distri_engine, f"{prefix}{row.task}Pipeline")(plain, wanted, mesh)
@@ -372,9 +375,10 @@ def rows_on_rank(part: int, stale: tuple[str, ...]) -> dict[str, list[list[torch
                         row.setup(pipeline)
                 pipeline.distri_config = wanted
                 try:
-                    made.append(taken(pipeline(**arguments(row))))
+                    made[mode] = taken(pipeline(**arguments(row)))
                 except Exception as error:
                     raise RuntimeError(f"row {row.name!r}, {mode}") from error
+            results.append(made)
     return results
 
 
@@ -405,14 +409,13 @@ def psnr(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_every_row(world: int, part: int, measured: Callable[[str], None]) -> None:
-    ranks = run_on_ranks(world, rows_on_rank, part, STALE[world])
+    ranks = run_on_ranks(world, rows_on_rank, part, world)
     wrong = []
     for index, (row, theirs) in enumerate(zip(ALL_ROWS[part::PARTS], expected()[part::PARTS], strict=True)):
         likeness: list[str] = []
-        for mode in ("full_sync", *STALE[world]):
-            ours = ranks[0][mode][index]
+        for mode, ours in ranks[0][index].items():
             for rank in ranks[1:]:
-                if not all(torch.equal(a, b) for a, b in zip(rank[mode][index], ours, strict=True)):
+                if not all(torch.equal(a, b) for a, b in zip(rank[index][mode], ours, strict=True)):
                     wrong.append(f"{row.name}, {mode}: the ranks differ")
             if row.name != "SD safety checker" and not all(part.any() for part in ours):
                 wrong.append(f"{row.name}, {mode}: black")
