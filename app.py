@@ -420,10 +420,11 @@ def routes(client: Client, auth: tuple[str, str] | None) -> list["Route"]:
         return Response(**probes.metrics(client, request.headers.get("authorization", ""), auth))
 
     def closed(_: Request) -> Response:
-        return Response("this page takes no files\n", status_code=403, media_type="text/plain")
+        return Response("this page takes no files and fetches none\n", status_code=403, media_type="text/plain")
 
-    # Gradio's own ways to leave files here, which nothing on this page uses.
-    shut = [Route(f"/gradio_api/{name}", closed, methods=["GET", "POST"]) for name in ("upload", "deep_link")]
+    # Gradio's own ways to leave files here, and to have this machine fetch them from others. Nothing here uses them.
+    names = ("upload", "deep_link", "process_recording", "file=http{_:path}", "file/http{_:path}", "proxy={_:path}")
+    shut = [Route(f"/gradio_api/{name}", closed, methods=["GET", "POST"]) for name in names]
     return [Route("/healthz", healthz), Route("/metrics", metrics), *shut]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+_log = logging.getLogger("launcher.agent")
 _NODE_0_S = 5.0  # a lost node 0 may be felt by torchrun before its connection is seen to be closed
 
 
@@ -25,16 +26,24 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # until torchrun, which takes seconds to import, has its own
     serves = "DISTRI_SERVES" in os.environ
+    _find_launcher()
+    from launcher import logs
+
+    logs.keep(Path(os.environ["DISTRI_RUN_DIR"]), "agent")
+    _log.info("begins")
     others = "DISTRI_NODES" in os.environ
     try:
         from torch.distributed.elastic.multiprocessing import SignalException
         from torch.distributed.run import main as torchrun
 
-        logging.disable(logging.WARNING)  # errors stay; that it ends its workers when it is told to end is no news
+        for name in ("torch", "torch.distributed"):  # they have a way to the terminal of their own
+            logging.getLogger(name).handlers.clear()
+            logging.getLogger(name).propagate = True
         os.environ["DISTRI_AGENT_PID"] = str(os.getpid())  # process.py: ranks do not outlive this process
         try:
             _across_nodes(torchrun) if others else torchrun()
         except SignalException as end:
+            _log.info("told to end by signal %d", end.sigval)
             if serves:
                 _spare_the_request()
             sys.exit(128 + end.sigval)
@@ -53,7 +62,6 @@ def _find_launcher() -> None:
 
 def _across_nodes(torchrun: Callable[[], None]) -> None:
     """torchrun among the agents of other nodes. When node 0 is lost, this one waits for it and begins again."""
-    _find_launcher()
     from launcher import gateway, node_store, store_server
     from launcher.nodes import BACKEND, Nodes, read_token
 
@@ -83,7 +91,7 @@ def _across_nodes(torchrun: Callable[[], None]) -> None:
         if nodes.rank == 0 or not lost.wait(0 if _is_signal(error) else _NODE_0_S):
             raise
     if lost.is_set():
-        print("DistriFusion Live: node 0 is gone", file=sys.stderr, flush=True)
+        _log.warning("node 0 is gone")
         os.execv(sys.executable, [sys.executable, "-P", *sys.argv])
 
 
@@ -93,7 +101,6 @@ def _is_signal(error: BaseException) -> bool:
 
 def _spare_the_request() -> None:
     """The ranks are gone: what they worked on is made by the next program, and this attempt is not held against it."""
-    _find_launcher()
     from launcher.nodes import Nodes
 
     if (nodes := Nodes.here()) and nodes.rank > 0:

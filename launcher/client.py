@@ -4,6 +4,7 @@ what becomes of a request is the hub's business.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from distri_engine.bands import check_bands
 from distri_engine.config import DistriConfig, check_size
 from distri_engine.request import GenerationRequest
+from launcher import logs
 from launcher.events import Stop, Submitted
 from launcher.hub_io import HubLoop
 from launcher.job import FINAL, Job
@@ -20,6 +22,8 @@ from launcher.messages import Prepare
 from launcher.schema import ModelInfo, Record, Refused, Status, Update, as_parameters
 from launcher.surveyor import Surveyor
 from launcher.wire import encode
+
+_log = logging.getLogger(__name__)
 
 MAX_WAITING = 20
 HEARTBEAT_S = 1.0  # an unchanged state is repeated, so that a page that went away is noticed
@@ -70,6 +74,8 @@ class Client:
                 self._loop.journal.accepted(job)
             except OSError as error:
                 raise Refused(f"Nothing can be accepted: {error.strerror or error}") from None
+            with logs.about(job.id):
+                _log.info("accepted: %d x %d, %d steps", request.width, request.height, request.steps)
             self._loop.feed(Submitted(job))
             return job.id
 

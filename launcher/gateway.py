@@ -5,8 +5,8 @@ passed on through a tunnel of its own. Ranks talk to the hub as on one machine; 
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +16,8 @@ from typing import Any
 from launcher import tunnel, wire
 from launcher.nodes import Nodes
 from launcher.tunnel import Stranger, Tunnel
+
+_log = logging.getLogger(__name__)
 
 CHANNELS = ("store", "hub", "zygotes")  # the sockets of node 0 that the others have, too
 _NODE = "node"  # the connection by which two agents know of each other
@@ -192,4 +194,4 @@ def _start(target: Callable[..., None], *args: object) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"DistriFusion Live: {text}", file=sys.stderr, flush=True)
+    _log.warning("%s", text)

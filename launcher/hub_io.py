@@ -4,26 +4,27 @@ goes through `feed`, one at a time; what follows from it is hub.py's business.
 
 from __future__ import annotations
 
+import logging
 import os
 import selectors
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from launcher import logs, wire
 from launcher import messages as m
-from launcher import wire
 from launcher.events import Action, Die, Event, Heard, Lost, Send, Tick, Write
 from launcher.hub import Hub
+from launcher.job import Job
 from launcher.journal import Journal
 from launcher.process import is_agent, parent_of
 from launcher.prometheus import Metrics
 
 TICK_S = 0.5
+_log = logging.getLogger(__name__)
 
 
 class HubLoop:
@@ -37,12 +38,14 @@ class HubLoop:
         *,
         die: Callable[[str], None],
         metrics: Metrics | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.hub = hub
         self.journal = journal
         self.metrics = metrics or Metrics()
         self.changed = threading.Condition()
         self._die = die
+        self._beat = beat  # tells whoever watches that this goes on
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._listener = listener
@@ -73,8 +76,9 @@ class HubLoop:
                     assert isinstance(sock, socket.socket)
                     self._accept() if sock is self._listener else self._read(sock)
                 self.feed(Tick())
+                self._beat()
         except Exception:
-            traceback.print_exc()
+            _log.exception("the hub failed")
             self._die("the hub failed")
 
     def _accept(self) -> None:
@@ -92,6 +96,7 @@ class HubLoop:
             if message is not None and rank is None:
                 rank = self._introduce(sock, message)
         except (ValueError, OSError) as error:
+            _log.info("a bad frame from process %d: %s", self._pids[sock], error)
             self._drop(sock, f"sent a bad frame ({error})")
             return
         if message is None:
@@ -131,16 +136,22 @@ class HubLoop:
                 except OSError:
                     return Lost(rank, "takes no messages")
             case Write(entry, job):
-                if entry == "finished":
-                    self.metrics.finished(job)
-                write = {"try": self.journal.tried, "stop": self.journal.stopped, "finished": self.journal.finished}
-                try:
-                    write[entry](job)
-                except OSError as error:
-                    print(f"DistriFusion Live: the journal cannot be written: {error}", file=sys.stderr)
+                with logs.about(job.id):
+                    self._write(entry, job)
             case Die(reason):
+                _log.info("the group ends: %s", reason)
                 self._die(reason)
         return None
+
+    def _write(self, entry: str, job: Job) -> None:
+        _log.info("%s: %s", entry, job.message if entry == "finished" else f"attempt {job.attempts}")
+        if entry == "finished":
+            self.metrics.finished(job)
+        write = {"try": self.journal.tried, "stop": self.journal.stopped, "finished": self.journal.finished}
+        try:
+            write[entry](job)
+        except OSError as error:
+            _log.error("the journal cannot be written: %s", error)
 
 
 def _rank_of(pid: int) -> int | None:

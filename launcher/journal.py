@@ -36,7 +36,8 @@ class Busy(OSError):
 
 
 class Journal:
-    """One file of lines: `accepted`, `try`, `untry`, `stop`, `finished`. Thread-safe; what makes no sense is skipped.
+    """One file of lines: `accepted`, `try`, `lost`, `untry`, `stop`, `finished`. Thread-safe; what makes no sense is
+    skipped.
 
     Whenever it has doubled, it is rewritten with the requests that the history shows and those that are not finished.
     """
@@ -49,6 +50,7 @@ class Journal:
         self.fault: OSError | None = None  # why there is no history
         self._records: deque[Record] = deque(maxlen=REMEMBERED)
         self._open_jobs: dict[str, Job] = {}
+        self._tried: set[str] = set()  # whose attempt has neither ended nor been seen to be lost
         self._stopped: set[str] = set()
         self._finished: set[str] = set()
         self._lean = 0  # bytes after it was rewritten
@@ -64,10 +66,14 @@ class Journal:
         self._slim()
 
     def recover(self) -> list[Job]:
-        """What was accepted and never finished, in order, to be queued again.
+        """What was accepted and never finished, in order, to be queued again. Attempts that were under way are lost.
 
         A request that took the group with it too often, or that somebody had stopped, is finished here.
         """
+        with contextlib.suppress(OSError):  # whoever asks for the next picture is told
+            for req in sorted(self._tried):
+                self._append({"entry": "lost", "id": req})
+                self._tried.discard(req)
         for job in list(self._open_jobs.values()):
             if job.id in self._stopped:
                 job.end("cancelled", "Stopped. Your prompt and seed are kept.")
@@ -88,6 +94,7 @@ class Journal:
 
     def tried(self, job: Job) -> None:
         """An attempt begins. Raises OSError."""
+        self._tried.add(job.id)
         self._append({"entry": "try", "id": job.id})
 
     def stopped(self, job: Job) -> None:
@@ -104,9 +111,8 @@ class Journal:
 
     def spare(self) -> None:
         """The program is ended on purpose: the attempt under way does not count. Raises OSError."""
-        for job in self._open_jobs.values():
-            if job.attempts:
-                self._append({"entry": "untry", "id": job.id})
+        for req in sorted(self._tried):
+            self._append({"entry": "untry", "id": req})
 
     def history(self, *, visitor: str | None = None, limit: int = 24) -> list[Record]:
         """The newest finished requests first."""
@@ -197,8 +203,12 @@ class Journal:
                     self._open_jobs[req] = Job(id=req, plan=entry.get("plan"), **{name: entry[name] for name in names})
                 case "try" if req in self._open_jobs:
                     self._open_jobs[req].attempts += 1
-                case "untry" if req in self._open_jobs:
+                    self._tried.add(req)
+                case "lost":
+                    self._tried.discard(req)
+                case "untry" if req in self._tried:
                     self._open_jobs[req].attempts -= 1
+                    self._tried.discard(req)
                 case "stop":
                     self._stopped.add(req)
                 case "finished":
@@ -224,6 +234,7 @@ class Journal:
                 comparison=job.comparison,
             )
             del self._open_jobs[req]
+            self._tried.discard(req)
             self._finished.add(req)
             self._records.append(record)
             return True

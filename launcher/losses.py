@@ -53,9 +53,9 @@ def note_ends(run_dir: Path, generation: int, ends: Mapping[int, int | None]) ->
     by_itself = {rank: code for rank, code in ends.items() if code not in (None, EXIT_LOST)}
     if not said:
         rank, code = next(iter((by_itself or ends).items()))
-        said = f"rank {rank} {_how(code)}"
+        said = f"rank {rank} {how(code)}"
     else:
-        said += "".join(f": it {_how(code)}" for rank, code in by_itself.items() if said.startswith(f"rank {rank} "))
+        said += "".join(f": it {how(code)}" for rank, code in by_itself.items() if said.startswith(f"rank {rank} "))
     _note(run_dir, generation).write_text(said)
     _note(run_dir, generation - 1).unlink(missing_ok=True)
 
@@ -71,7 +71,8 @@ def _note(run_dir: Path, generation: int) -> Path:
     return run_dir / f"lost-{generation}"
 
 
-def _how(code: int | None) -> str:
+def how(code: int | None) -> str:
+    """The words for an exit code as `note_ends` takes them."""
     if code is None:
         return "had to be killed"
     return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 EVERY_STEPS = 2
 PERIOD_S = 0.2
 SIDE = 320  # pixels at most
+_log = logging.getLogger(__name__)
 
 
 class Previewer:
@@ -49,7 +50,7 @@ class Previewer:
             try:
                 self._publish(req, data_uri(self._picture(latents)))
             except Exception:  # a picture without previews is still a picture
-                traceback.print_exc()
+                _log.exception("no preview")
             del latents
             time.sleep(PERIOD_S)
 

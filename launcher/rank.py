@@ -4,18 +4,17 @@ business of torchrun and zygote.py, what they do that of worker.py.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import NoReturn
 
 import psutil
 
-from launcher import wire, zygote
+from launcher import logs, wire, zygote
 from launcher.client import Client
 from launcher.files import sweep
 from launcher.hub import Hub
@@ -26,11 +25,14 @@ from launcher.options import Options
 from launcher.png import PICTURES
 from launcher.process import MakeEngine, die_with_agent, load_engine, parent_of, reason
 from launcher.prometheus import Metrics
+from launcher.pulse import Pulse
 from launcher.start import Place, quiet_environment
 from launcher.worker import Worker
 
 CONNECT_S = 120.0  # rank 0 may be slow to come up on a busy machine
 ENGINE = ("distri_engine.engine", "launcher.group")  # what takes seconds to import, for the zygote
+
+_log = logging.getLogger(__name__)
 
 Serve = Callable[[Client, Options], None]
 
@@ -52,10 +54,11 @@ def main(
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it imports
     os.environ.update(quiet_environment(os.environ))
     place = Place.here()
+    logs.keep(place.run_dir, f"zygote-{place.rank}")
 
-    def be_rank(place: Place) -> None:
+    def be_rank(place: Place, pulse: Pulse) -> None:
         started = time.monotonic() if place.restarts else began
-        _live(place, options, serve, make_engine, group_timeout, started)
+        _live(place, options, serve, make_engine, group_timeout, started, pulse)
 
     zygote.main(place, be_rank, [*modules, *(page_modules if place.rank == 0 else ())])
 
@@ -67,25 +70,28 @@ def _live(
     make_engine: MakeEngine,
     group_timeout: timedelta | None,
     started: float,
+    pulse: Pulse,
 ) -> NoReturn:
+    logs.keep(place.run_dir, f"rank-{place.rank}")
+    _log.info("begins, generation %d", place.restarts)
     try:
-        loop = _serve(place, options, serve, started) if place.rank == 0 else None
+        loop = _serve(place, options, serve, started, pulse) if place.rank == 0 else None
         sock = wire.connect(place.run_dir / "hub", CONNECT_S)
         Worker(place, sock, loop, group_timeout).run(options, make_engine)
     except Exception as error:
         # Not by leaving: threads of a page would keep a process alive that no longer works for the group.
-        traceback.print_exc()
+        _log.exception("rank %d failed", place.rank)
         note_loss(place.run_dir, place.restarts, f"rank {place.rank} failed: {reason(error)}")
         os._exit(EXIT_LOST)
 
 
-def _serve(place: Place, options: Options, serve: Serve | None, started: float) -> HubLoop:
+def _serve(place: Place, options: Options, serve: Serve | None, started: float, pulse: Pulse) -> HubLoop:
     """Start the hub and the page: they are there while the weights are loaded."""
     if place.restarts:
-        _warn(f"{_last_error(place)}; the workers are restarting ({place.restarts})")
+        _log.warning("%s; the workers are restarting (%d)", _last_error(place), place.restarts)
     elif not place.guarded:
-        _warn("plain torchrun's rendezvous listens on all interfaces; python app.py keeps to 127.0.0.1")
-    loop = _start_hub(place, started)
+        _log.warning("plain torchrun's rendezvous listens on all interfaces; python app.py keeps to 127.0.0.1")
+    loop = _start_hub(place, started, pulse)
     if serve is not None:
         serve(Client(loop), options)
         if not place.restarts:
@@ -93,7 +99,7 @@ def _serve(place: Place, options: Options, serve: Serve | None, started: float) 
     return loop
 
 
-def _start_hub(place: Place, started: float) -> HubLoop:
+def _start_hub(place: Place, started: float, pulse: Pulse) -> HubLoop:
     listener = wire.listen(place.run_dir / "hub")
     journal = Journal(data_folder())
     if journal.fault is None:
@@ -108,7 +114,8 @@ def _start_hub(place: Place, started: float) -> HubLoop:
     )
     since = psutil.Process(parent_of(os.getppid())).create_time()  # torchrun's, which outlives generations
     metrics = Metrics(record for record in journal.history(limit=REMEMBERED) if record.finished >= since)
-    loop = HubLoop(hub, journal, listener, die=die_noted(place.run_dir, place.restarts), metrics=metrics)
+    die = die_noted(place.run_dir, place.restarts)
+    loop = HubLoop(hub, journal, listener, die=die, metrics=metrics, beat=pulse.beat)
     loop.start()
     return loop
 
@@ -116,7 +123,3 @@ def _start_hub(place: Place, started: float) -> HubLoop:
 def _last_error(place: Place) -> str:
     """Why the group was started again; empty at its first start."""
     return (last_loss(place.run_dir, place.restarts) or "a rank failed") if place.restarts else ""
-
-
-def _warn(text: str) -> None:
-    print(f"DistriFusion Live: {text}", file=sys.stderr)

@@ -102,7 +102,8 @@ def torchrun_command(
         "nnodes": 1,
         "nproc-per-node": ranks,
         "rdzv-backend": "c10d",
-        "rdzv-conf": "store_type=file",
+        # Every sign of life would make the file longer, 10 MB a day; with one agent there is nobody to read them.
+        "rdzv-conf": "store_type=file,keep_alive_interval=31536000",
         "rdzv-endpoint": run_dir / "rdzv",
         "rdzv-id": uuid.uuid4(),
         "local-addr": "127.0.0.1",

@@ -4,13 +4,15 @@ nobody else wants. What is asked and answered is measure.py's business.
 
 from __future__ import annotations
 
-import sys
+import logging
 import threading
 from pathlib import Path
 
 from launcher.measure import Survey, Unmeasured, survey
 from launcher.options import usable_cores
 from launcher.schema import Status
+
+_log = logging.getLogger(__name__)
 
 
 class Surveyor:
@@ -36,7 +38,7 @@ class Surveyor:
         try:
             self._found = survey(device, ranks, threads, unet_settings(model), quietly=True)
         except (Unmeasured, OSError) as error:
-            print(f"DistriFusion Live: {error}; Auto keeps to patches on all devices", file=sys.stderr)
+            _log.warning("%s; Auto keeps to patches on all devices", error)
 
 
 def unet_settings(model: str) -> Path | None:

@@ -4,13 +4,12 @@ one that touches torch.distributed or the device. Deciding what they do is the h
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,8 +18,8 @@ from distri_engine.config import DistriConfig
 from distri_engine.errors import EngineError
 from distri_engine.request import GenerationRequest
 from distri_engine.telemetry import Event, Finished, Prepared, StepDone
+from launcher import logs, png, wire
 from launcher import messages as m
-from launcher import png, wire
 from launcher.events import Previewed
 from launcher.faults import Faults
 from launcher.hub_io import HubLoop
@@ -34,6 +33,9 @@ from launcher.start import Place
 
 if TYPE_CHECKING:
     from distri_engine.engine import Engine
+
+
+_log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -58,7 +60,7 @@ class Worker:
             while (frame := wire.receive(self._sock)) is not None:
                 self._obey(m.parse(frame, m.TO_RANK))
         except (ValueError, OSError) as error:
-            print(f"rank {self._place.rank}: the hub sent a bad frame: {error}", file=sys.stderr)
+            _log.error("rank %d: the hub sent a bad frame: %s", self._place.rank, error)
         note_loss(self._place.run_dir, self._place.restarts, "rank 0 stopped answering")
         os._exit(EXIT_LOST)
 
@@ -87,6 +89,7 @@ class Worker:
             _, device, model = resolve(place.world_size, options.device, options.model)
             engine = make_engine(model, device, place.rank, place.world_size, options.text_encoder_on)
         except Exception as error:
+            self._log(error)
             self._say(self._hello(error=reason(error)))
             threading.Event().wait()  # the page says why; starting again would end the same way
         if self._loop is not None:
@@ -95,6 +98,7 @@ class Worker:
         self._about = {"model": engine.info.name, "device": engine.info.device}
         freeze_garbage_collector()
         self._introduce(engine, device)
+        _log.info("has loaded %s", engine.info.name)
         while True:
             order = self._inbox.get()
             match order:
@@ -103,7 +107,8 @@ class Worker:
                 case m.Rest():
                     self._leave(engine)
                 case _:
-                    self._make(engine, *order)
+                    with logs.about(order[0].req):
+                        self._make(engine, *order)
 
     def _introduce(self, engine: Engine, device: str) -> None:
         import torch
@@ -145,6 +150,7 @@ class Worker:
         )
         if place.rank == 0:
             note_start(place.run_dir, place.restarts)
+        _log.info("in group %s", generation)
         self._say(m.Ready(gen=generation))
 
     def _make(self, engine: Engine, order: m.Prepare, lease: Lease) -> None:
@@ -162,6 +168,7 @@ class Worker:
             return
         self._say(prepared)
         ended = self._steps(events, order.req, request, config, lease)
+        _log.info("%s after step %d", ended.why, ended.step)
         # Said before leaving, so that the hub hears of an error before the peers whom leaving will wake.
         self._say(ended)
         if ended.why == "error":
@@ -247,5 +254,5 @@ class Worker:
             os._exit(EXIT_LOST)  # the hub is gone, and the group with it
 
     def _log(self, error: Exception) -> None:
-        if not isinstance(error, (ValueError, EngineError)):
-            traceback.print_exception(error)
+        known = isinstance(error, (ValueError, EngineError))
+        _log.log(logging.INFO if known else logging.ERROR, "%s", reason(error), exc_info=None if known else error)

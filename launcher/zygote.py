@@ -12,6 +12,8 @@ import contextlib
 import dataclasses
 import gc
 import importlib
+import itertools
+import logging
 import os
 import select
 import signal
@@ -25,6 +27,7 @@ from typing import NoReturn
 from launcher import losses, wire
 from launcher.nodes import Nodes
 from launcher.process import die_with, is_agent, parent_of
+from launcher.pulse import LOOK_S, Pulse
 from launcher.start import Place
 
 CONNECT_S = 120.0  # rank 0's zygote may be slow to come up on a busy machine
@@ -33,7 +36,9 @@ PATIENCE_S = 1.0  # for a rank to end by itself, as it does when it has lost ano
 PAUSES_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)  # before the next start, by how many in a row came to nothing
 SHORT_S = 3.0  # more than STARTS generations in a row that did start, and lived no longer, are no accident either
 
-BeRank = Callable[[Place], None]
+_log = logging.getLogger(__name__)
+
+BeRank = Callable[[Place, Pulse], None]
 
 
 def main(place: Place, be_rank: BeRank, modules: Iterable[str]) -> NoReturn:
@@ -76,7 +81,7 @@ class Nursery:
         self.place = place
         self.rank: int | None = None  # a descriptor that is readable once the rank is dead; None: there is no rank
         self._be_rank = be_rank
-        self._pid = 0
+        self._pid, self._generation, self._pulse = 0, 0, Pulse()
         self._told, told = socket.socketpair()
         told.setblocking(False)
         self.sockets = {self._told, told}  # the zygote's own, which no rank may hold open
@@ -88,14 +93,29 @@ class Nursery:
         """Start the rank of `generation`. Raises RuntimeError if that cannot be done safely."""
         check_forkable()
         zygote = os.getpid()
-        self._pid = os.fork()
+        self._generation, self._pulse = generation, Pulse()
+        self._pid = self._fork()
         if self._pid == 0:
             try:
                 self._be_child(zygote)
-                self._be_rank(dataclasses.replace(self.place, restarts=generation))
+                self._be_rank(dataclasses.replace(self.place, restarts=generation), self._pulse)
             finally:
                 os._exit(losses.EXIT_LOST)  # never back into the zygote's code
         self.rank = os.pidfd_open(self._pid)
+        _log.info("forked rank %d, generation %d, process %d", self.place.rank, generation, self._pid)
+
+    def _fork(self) -> int:
+        """os.fork, again and again until the machine has room for one more process."""
+        for attempt in itertools.count():
+            try:
+                return os.fork()
+            except OSError as error:
+                if attempt == 0:
+                    _log.warning(
+                        "rank %d cannot be started: %s; trying until that is over", self.place.rank, error.strerror
+                    )
+                self.wait(timeout=PAUSES_S[min(attempt + 2, len(PAUSES_S) - 1)])
+        raise AssertionError
 
     def _be_child(self, zygote: int) -> None:
         die_with(zygote)
@@ -107,12 +127,20 @@ class Nursery:
             sock.close()
 
     def wait(self, *others: socket.socket, timeout: float | None = None) -> list[int | socket.socket]:
-        """Block until the rank is dead or one of `others` has something to say: those are returned."""
+        """Block until the rank is dead or one of `others` has something to say: those are returned. A rank that does
+        nothing any more is killed. `timeout` is for when there is none.
+        """
         watched: list[int | socket.socket] = [self._told, *others, *([] if self.rank is None else [self.rank])]
-        ready, _, _ = select.select(watched, [], [], timeout)
-        if self._told in ready:
-            self.leave()
-        return ready
+        while True:
+            ready, _, _ = select.select(watched, [], [], timeout if self.rank is None else LOOK_S)
+            if self._told in ready:
+                self.leave()
+            if ready or self.rank is None:
+                return ready
+            if reason := self._pulse.look(self._pid):
+                _log.info("rank %d %s", self.place.rank, reason)
+                losses.note_loss(self.place.run_dir, self._generation, f"rank {self.place.rank} {reason}")
+                os.kill(self._pid, signal.SIGKILL)
 
     def bury(self, patience: float = PATIENCE_S) -> int | None:
         """See the rank out: it is gone, with all that it held, when this returns.
@@ -127,7 +155,9 @@ class Nursery:
         if not ended:
             os.kill(self._pid, signal.SIGKILL)
         _, status = os.waitpid(self._pid, 0)
-        return os.waitstatus_to_exitcode(status) if ended else None
+        code = os.waitstatus_to_exitcode(status) if ended else None
+        _log.info("rank %d is gone: it %s", self.place.rank, losses.how(code))
+        return code
 
     def leave(self) -> NoReturn:
         """End this zygote and its rank."""

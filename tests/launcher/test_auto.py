@@ -160,7 +160,7 @@ def test_surveyor_asks_once_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_cannot_be_measured_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*arguments: object, **options: object) -> Survey:
         raise Unmeasured("this machine could not be measured: no torch")
@@ -170,7 +170,7 @@ def test_what_cannot_be_measured_is_told_once(
     assert one.found(STATUS) is None
     until(lambda: not (one._thread and one._thread.is_alive()), 40)
     assert one.found(STATUS) is None
-    assert capsys.readouterr().err.count("could not be measured: no torch; Auto keeps to patches") == 1
+    assert caplog.text.count("could not be measured: no torch; Auto keeps to patches") == 1
 
 
 def test_a_real_survey() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ToyGroup, alive, cpu_seconds, descendants, listeners, until
+from tests.support.processes import ToyGroup, alive, cpu_seconds, descendants, listeners, run_dir, until
 
 STEPS = 5
 
@@ -80,6 +81,24 @@ def test_an_exception_is_reported_and_the_same_processes_go_on(
     assert same(group, picture)
     assert group.pids() == before
     assert group.call("status")["restarts"] == 0
+
+
+def test_every_process_writes_down_what_it_does_and_for_which_request(group: ToyGroup) -> None:
+    failed, done = group.make("fail rank=1 step=2; secret")["id"], group.make("secret")["id"]
+    lines = {path.stem: path.read_text().splitlines() for path in run_dir(group.pids()[0]).glob("logs/*.log")}
+    assert set(lines) == {"agent", "zygote-0", "zygote-1", "rank-0", "rank-1"}
+    for name, one in lines.items():
+        form = rf"2[-0-9]+T[:0-9]+\.\d{{3}} [A-Z]+ {name}\[\d+\] (-|[-0-9a-f]{{24}}) .*"  # of tracebacks, too
+        assert one
+        assert [line for line in one if not re.fullmatch(form, line)] == []
+        assert not any("secret" in line for line in one)
+    for rank in ("rank-0", "rank-1"):
+        assert any(f" {done} done after step 5" in line for line in lines[rank])
+    assert any(f" {failed} RuntimeError: toy fault on rank 1 at step 2" in line for line in lines["rank-1"])
+    assert [line.split(f" {done} ")[1] for line in lines["rank-0"] if f" {done} " in line][:2] == [
+        "accepted: 64 x 64, 6 steps",
+        "try: attempt 1",
+    ]
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.03, 0.08, 0.13, 0.2])

@@ -236,6 +236,17 @@ def test_an_attempt_that_was_ended_on_purpose_does_not_count(tmp_path: Path) -> 
     assert [(one.id, one.attempts) for one in reopened(journal).recover()] == [("a", 0), ("b", 0)]
 
 
+def test_an_attempt_that_was_lost_before_the_end_does_count(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.accepted(job("a"))
+    journal.tried(job("a"))
+    journal = reopened(journal)
+    assert [one.attempts for one in journal.recover()] == [1]  # the next group knows it, and waits for its ranks
+    journal = reopened(journal)
+    journal.spare()
+    assert [one.attempts for one in reopened(journal).recover()] == [1]
+
+
 def test_two_programs_do_not_share_a_journal(tmp_path: Path) -> None:
     first = Journal(tmp_path)
     first.accepted(job("a"))

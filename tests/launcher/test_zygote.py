@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from launcher import losses, wire, zygote
-from launcher.start import RUN_DIR
-from tests.support.processes import ToyGroup, children, until
+from launcher import losses, pulse, wire, zygote
+from launcher.start import Place
+from tests.support.processes import ToyGroup, children, run_dir, until
 
 
 def test_threads_and_cuda_do_not_survive_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,10 +77,55 @@ def test_a_killed_rank_costs_no_zygote_and_a_killed_zygote_no_picture(tmp_path: 
         assert not set(zygotes) & set(children(group.process.pid))
 
 
-def run_dir(pid: int) -> Path:
-    """The run directory of the group that a process belongs to."""
-    words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return next(Path(word.partition("=")[2]) for word in words if word.startswith(f"{RUN_DIR}="))
+def test_a_machine_without_room_for_a_process_is_waited_for_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(rank=3, world_size=4, restarts=0, run_dir=tmp_path, guarded=True)
+    for name in ("signal", "set_wakeup_fd"):
+        monkeypatch.setattr(signal, name, lambda *_: None)
+    monkeypatch.setattr(zygote, "check_forkable", lambda: None)
+    monkeypatch.setattr(zygote, "PAUSES_S", (0.0, 0.0, 0.01))
+    full = iter([True] * 9)
+
+    def fork() -> int:
+        if next(full, False):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return subprocess.Popen(["sleep", "60"]).pid
+
+    monkeypatch.setattr(os, "fork", fork)
+    nursery = zygote.Nursery(place, lambda *_: None)
+    nursery.fork(0)
+    assert nursery.bury(patience=0) is None  # there is one to be killed
+    (line,) = caplog.messages
+    assert line == "rank 3 cannot be started: Resource temporarily unavailable; trying until that is over"
+
+
+def test_a_rank_is_given_up_for_standing_still_and_for_nothing_else() -> None:
+    process = subprocess.Popen(["sleep", "600"])
+    try:
+        alive = pulse.Pulse()
+        assert not any(alive.look(process.pid) for _ in range(2 * pulse.SILENT))  # who never beats need not
+        for _ in range(2 * pulse.SILENT):
+            alive.beat()
+            assert not alive.look(process.pid)
+        assert not any(alive.look(process.pid) for _ in range(pulse.SILENT - 1))
+        alive.beat()  # slow, and not lost
+        assert not any(alive.look(process.pid) for _ in range(pulse.SILENT))
+        assert alive.look(process.pid) == "gave no sign of life for 120 s"
+        alive.beat()
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: pulse.state_of(process.pid) == "T")
+        assert not any(alive.look(process.pid) for _ in range(pulse.STOPPED - 1))
+        process.send_signal(signal.SIGCONT)
+        until(lambda: pulse.state_of(process.pid) == "S")
+        assert not alive.look(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: pulse.state_of(process.pid) == "T")
+        looks = [alive.look(process.pid) for _ in range(pulse.STOPPED)]
+        assert looks == ["", "", "was stopped (SIGSTOP) and did not go on"]
+    finally:
+        process.kill()
+        process.wait()
 
 
 def group_again(group: ToyGroup, restarts: int) -> str:

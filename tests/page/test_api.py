@@ -83,7 +83,15 @@ def test_pictures_are_served_and_nothing_beside_them(page_server: tuple[str, Fak
         (fake.folder / name).write_text(name)
     with urllib.request.urlopen(f"{url}gradio_api/file={fake.folder}/pictures/picture.png") as answer:
         assert answer.read() == b"pictures/picture.png"
-    for name in ("journal.jsonl", ".huggingface/token", "other.png", "pictures/../journal.jsonl"):
+    (fake.folder / "pictures" / "link.png").symlink_to(fake.folder / "journal.jsonl")
+    (fake.folder / "pictures" / "folder").symlink_to(fake.folder)
+    around = (
+        "pictures/../journal.jsonl",
+        "pictures/%2e%2e/journal.jsonl",
+        "pictures/link.png",
+        "pictures/folder/other.png",
+    )
+    for name in ("journal.jsonl", ".huggingface/token", "other.png", *around):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"{url}gradio_api/file={fake.folder}/{name}")
 
@@ -207,8 +215,20 @@ def test_what_went_wrong_inside_is_not_told(caller: Any, fake: FakeClient, monke
     assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("path", "body"), [("upload", b"x"), ("deep_link?session_hash=x", None)])
-def test_nobody_leaves_files_here(page_server: tuple[str, FakeClient], path: str, body: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("upload", b"x"),
+        ("process_recording", b"x"),
+        ("deep_link?session_hash=x", None),
+        ("file=https://example.org/x.png", None),
+        ("file/http://example.org/x.png", None),
+        ("proxy=https://example.org/x.png", None),
+    ],
+)
+def test_nobody_leaves_files_here_or_has_some_fetched(
+    page_server: tuple[str, FakeClient], path: str, body: bytes | None
+) -> None:
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"{page_server[0]}gradio_api/{path}", body)
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.start import RUN_DIR
+
 TOY_APP = Path(__file__).with_name("toy_app.py")
 STANDALONE = ["-m", "torch.distributed.run", "--standalone", "--max-restarts", "3"]
 
@@ -47,6 +49,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def run_dir(pid: int) -> Path:
+    """The run directory of the group that a process belongs to."""
+    words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return next(Path(word.partition("=")[2]) for word in words if word.startswith(f"{RUN_DIR}="))
 
 
 def cpu_seconds(pid: int) -> float:
