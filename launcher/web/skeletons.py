@@ -15,10 +15,10 @@ SUBTITLE = "One SDXL picture, all your devices. Same prompt, same seed: compare 
 
 @cache
 def head() -> str:
-    """What the page's <head> carries: the style sheet and the script. Gradio's own css= loses @media and @container."""
-    script = (ASSETS / "page.js").read_text(encoding="utf-8")
+    """What the page's <head> carries: style sheet and scripts. Gradio's own css= loses @media and @container."""
+    stream, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("stream.js", "page.js"))
     style = (ASSETS / "style.css").read_text(encoding="utf-8")
-    return f"<style>{style}</style><script>{script}</script>"
+    return f"<style>{style}</style><script>{stream}</script><script>{script}</script>"
 
 
 def logo() -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
 import zipfile
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from PIL import Image
 
-from launcher.limits import Rate
+from launcher.limits import Rate, Receive, Scope, Send, SmallBodies
 from launcher.schema import Refused
 from launcher.styles import STYLES
 from tests.support.browser import DESKTOP, PHONE, Visitor
@@ -186,6 +188,31 @@ def test_bad_input_is_one_sentence_and_starts_nothing(
     assert visitor.seed() == seed
     assert fake.submitted == []
     assert visitor.page.locator("#generate").is_enabled()
+
+
+def test_what_crosses_the_end_of_a_stream_is_answered(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, joined, plain = [], [], SmallBodies.__call__
+
+    async def hold(self: SmallBodies, scope: Scope, receive: Receive, send: Send) -> None:
+        """Does not let the first stream end before two more events were asked for: a click, and a tick of the timer."""
+
+        async def passing(message: dict[str, Any]) -> None:
+            if b'"close_stream"' in message.get("body", b"") and not held:
+                held.append(before := len(joined))
+                while len(joined) < before + 2:
+                    await asyncio.sleep(0.02)
+                await asyncio.sleep(0.3)  # the browser has its answers
+            await send(message)
+            if message["type"] == "http.response.body" and scope["path"].endswith("/queue/join"):
+                joined.append(scope)
+
+        await plain(self, scope, receive, passing)
+
+    monkeypatch.setattr(SmallBodies, "__call__", hold)
+    visitor = visit()
+    visitor.page.click("#generate")
+    assert "The prompt is empty" in visitor.toast()
+    assert len(joined) > held[0] + 1
 
 
 def test_who_asks_too_often_is_told(visit: Visit, fake: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
