@@ -191,10 +191,10 @@ def test_bad_input_is_one_sentence_and_starts_nothing(
 
 
 def test_what_crosses_the_end_of_a_stream_is_answered(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
-    held, joined, plain = [], [], SmallBodies.__call__
+    held, joined, plain = list[int](), list[Scope](), SmallBodies.__call__
 
     async def hold(self: SmallBodies, scope: Scope, receive: Receive, send: Send) -> None:
-        """Does not let the first stream end before two more events were asked for: a click, and a tick of the timer."""
+        """Does not let the next stream end before two more events were asked for: a click, and a tick of the timer."""
 
         async def passing(message: dict[str, Any]) -> None:
             if b'"close_stream"' in message.get("body", b"") and not held:
@@ -208,8 +208,10 @@ def test_what_crosses_the_end_of_a_stream_is_answered(visit: Visit, monkeypatch:
 
         await plain(self, scope, receive, passing)
 
-    monkeypatch.setattr(SmallBodies, "__call__", hold)
     visitor = visit()
+    visitor.wait_settled()
+    monkeypatch.setattr(SmallBodies, "__call__", hold)
+    until(lambda: held)
     visitor.page.click("#generate")
     assert "The prompt is empty" in visitor.toast()
     assert len(joined) > held[0] + 1
