@@ -51,6 +51,23 @@ def alive(pid: int) -> bool:
         return False
 
 
+def zygote_pid(agent: int, rank: int) -> int:
+    """The process between torchrun and a rank. Raises ProcessLookupError if there is none."""
+    for pid in children(agent):
+        with contextlib.suppress(OSError):
+            if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                return pid
+    raise ProcessLookupError(f"rank {rank} has no parent")
+
+
+def rank_pid(agent: int, rank: int) -> int:
+    """The process of a rank. Raises ProcessLookupError if there is none."""
+    found = children(zygote_pid(agent, rank))
+    if not found:
+        raise ProcessLookupError(f"there is no rank {rank}")
+    return found[0]
+
+
 def run_dir(pid: int) -> Path:
     """The run directory of the group that a process belongs to."""
     words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from launcher.zygote import SHORT_S
-from tests.support.processes import alive, children, cpu_seconds, descendants, listeners, until
+from tests.support.processes import alive, cpu_seconds, descendants, listeners, rank_pid, until, zygote_pid
 from tests.support.real_app import RealApp, real_app
 
 PICTURE = {"prompt": "a red house", "seed": 5, "height": 256, "width": 256, "steps": 40, "split_batch": False}
@@ -48,17 +48,6 @@ class Patient:
         with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(self.url, timeout=2):
             return True
         return False
-
-    def zygote(self, rank: int) -> int:
-        """Process id of the parent of a rank."""
-        for pid in children(self.agent):
-            if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                return pid
-        raise ProcessLookupError(f"rank {rank} has no parent")
-
-    def rank(self, rank: int) -> int:
-        """Process id of a rank."""
-        return children(self.zygote(rank))[0]
 
     def journal(self, entry: str) -> list[dict[str, Any]]:
         """Its lines of one kind."""
@@ -114,12 +103,12 @@ def main() -> None:
                 return lambda: os.kill(pid(), how)
 
             faults: dict[str, tuple[Callable[[], None], bool]] = {
-                "kill -9 of rank 1, idle": (kill(lambda: patient.rank(1)), False),
-                "kill -9 of rank 0, idle": (kill(lambda: patient.rank(0)), False),
-                "kill -9 of rank 1, at work": (kill(lambda: patient.rank(1)), True),
-                "kill -9 of rank 0, at work": (kill(lambda: patient.rank(0)), True),
-                "rank 1 stopped (SIGSTOP), at work": (kill(lambda: patient.rank(1), signal.SIGSTOP), True),
-                "kill -9 of rank 1's zygote, idle": (kill(lambda: patient.zygote(1)), False),
+                "kill -9 of rank 1, idle": (kill(lambda: rank_pid(patient.agent, 1)), False),
+                "kill -9 of rank 0, idle": (kill(lambda: rank_pid(patient.agent, 0)), False),
+                "kill -9 of rank 1, at work": (kill(lambda: rank_pid(patient.agent, 1)), True),
+                "kill -9 of rank 0, at work": (kill(lambda: rank_pid(patient.agent, 0)), True),
+                "rank 1 stopped (SIGSTOP), at work": (kill(lambda: rank_pid(patient.agent, 1), signal.SIGSTOP), True),
+                "kill -9 of rank 1's zygote, idle": (kill(lambda: zygote_pid(patient.agent, 1)), False),
             }
             for name, (fault, busy) in faults.items():
                 found = [patient.fall_ill(fault, busy=busy) for _ in range(words.times if words.only in name else 0)]
