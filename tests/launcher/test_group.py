@@ -194,19 +194,6 @@ def test_what_kills_the_group_twice_is_given_up(mortal: ToyGroup, picture: bytes
     assert same(mortal, picture)
 
 
-def test_a_rank_that_hangs_is_replaced(mortal: ToyGroup) -> None:
-    req = mortal.submit("slow 50", steps=30)
-    until(lambda: mortal.call("now", req=req)["step"] > 1)
-    os.kill(mortal.pids()[1], signal.SIGSTOP)
-    update = mortal.wait_across_restarts(req, 60)
-    assert (update["state"], update["attempt"]) == ("done", 2)
-
-
-def test_without_its_agent_a_group_is_gone(tmp_path: Path) -> None:
-    with ToyGroup(tmp_path) as group:
-        gone_without_its_agent(group)
-
-
 def gone_without_its_agent(group: ToyGroup) -> None:
     """Kill torchrun, and see that all its processes go with it."""
     pids = descendants(group.process.pid)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -13,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher import losses, pulse, wire, zygote
+from launcher import losses, pulse, zygote
 from launcher.start import Place
-from tests.support.processes import ToyGroup, children, run_dir, until
+from tests.support.processes import until
 
 
 def test_threads_and_cuda_do_not_survive_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,24 +56,6 @@ def test_generations_are_counted_until_a_new_run_begins(tmp_path: Path) -> None:
     losses.note_start(tmp_path, 2)
     losses.forget(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_killed_rank_costs_no_zygote_and_a_killed_zygote_no_picture(tmp_path: Path) -> None:
-    with ToyGroup(tmp_path) as group:
-        zygotes, ranks = sorted(children(group.process.pid)), group.pids()
-        for name, value in {"hub": b"x", "zygotes": b'{"rank":1,"end":0}'}.items():  # strangers come and go
-            with wire.connect(run_dir(ranks[0]) / name, 5) as sock, contextlib.suppress(BrokenPipeError):
-                sock.send(value)
-        assert group.make()["attempt"] == 1
-        os.kill(ranks[0], signal.SIGKILL)
-        assert group.wait_across_restarts(group_again(group, 1))["attempt"] == 1
-        assert sorted(children(group.process.pid)) == zygotes
-        req = group.submit("slow 100", steps=20)
-        until(lambda: group.call("now", req=req)["step"] > 1)
-        os.kill(zygotes[1], signal.SIGKILL)
-        assert group.wait_across_restarts(req, 90)["attempt"] == 2
-        assert group.call("status")["restarts"] == 2
-        assert not set(zygotes) & set(children(group.process.pid))
 
 
 def test_a_machine_without_room_for_a_process_is_waited_for_and_said_once(
@@ -126,9 +107,3 @@ def test_a_rank_is_given_up_for_standing_still_and_for_nothing_else() -> None:
     finally:
         process.kill()
         process.wait()
-
-
-def group_again(group: ToyGroup, restarts: int) -> str:
-    """A picture that is asked for after so many restarts."""
-    until(lambda: group.ready() and group.call("status")["restarts"] == restarts, 60)
-    return group.submit()

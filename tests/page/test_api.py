@@ -176,6 +176,7 @@ def test_status(caller: Any) -> None:
     ("parameters", "sentence"),
     [
         ({"prompt": ""}, "The prompt is empty"),
+        ({"prompt": "x" * 2001}, "Prompt has 2001 characters, the limit is 2000; shorten it"),
         ({"prompt": "x", "steps": 9999}, "Steps 9999 is out of range"),
         ({"prompt": "x", "height": 1000}, "Height 1000 is not a multiple of 32"),
         ({"prompt": "x", "parallelism": "magic"}, "Unknown parallelism 'magic'; choose one of"),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,25 +15,27 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from launcher.losses import STARTS
 from tests.support.browser import Visitor
-from tests.support.real_app import real_app
+from tests.support.processes import alive, descendants, rank_pid, until
+from tests.support.real_app import ROOT, RealApp, real_app
 
 STEPS = 8
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running app.py."""
-    with real_app(tmp_path_factory.mktemp("real"), "--ranks", "2", "--device", "cpu") as running:
-        yield running.url
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApp]:
+    """A running app.py."""
+    with real_app(tmp_path_factory.mktemp("real"), "--ranks", "2", "--device", "cpu") as one:
+        yield one
 
 
 @pytest.fixture
-def visit_real(browser: object, address: str) -> Iterator[Callable[..., Visitor]]:
+def visit_real(browser: object, running: RealApp) -> Iterator[Callable[..., Visitor]]:
     visitors: list[Visitor] = []
 
     def open_page(**options: object) -> Visitor:
-        visitors.append(Visitor(browser, address, **options))
+        visitors.append(Visitor(browser, running.url, **options))
         visitors[-1].page.wait_for_selector('.df-badge[data-state="ready"]', timeout=240_000)
         return visitors[-1]
 
@@ -103,3 +110,46 @@ def test_what_the_model_cannot_do_is_refused(visit_real: Callable[..., Visitor])
     visitor.page.click("#generate")
     assert "pixels" in visitor.toast()
     assert visitor.state() == "idle"
+
+
+def test_a_closed_browser_costs_no_picture(visit_real: Callable[..., Visitor], running: RealApp) -> None:
+    visitor = visit_real()
+    visitor.advanced("steps", "24")
+    visitor.generate("a red house")
+    visitor.wait_step(2)
+    visitor.close()
+    journal = running.log.parent / "outputs" / "journal.jsonl"
+    until(lambda: '"finished"' in (last := journal.read_text().splitlines()[-1]) and '"steps":24' in last, 100)
+    assert '"state":"done"' in journal.read_text().splitlines()[-1]
+
+
+def test_the_port_is_taken(running: RealApp) -> None:
+    words = [sys.executable, "app.py", "--port", running.url.rsplit(":", 1)[1].strip("/")]
+    second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (second.returncode, second.stdout, len(second.stderr.splitlines())) == (2, "", 1)
+    assert "cannot be opened (Address already in use); choose another with --port" in second.stderr
+
+
+def test_a_group_that_never_comes_up_says_why(visit_real: Callable[..., Visitor], running: RealApp) -> None:
+    visitor, victim = visit_real(), 0
+    for _ in range(1 + STARTS):
+
+        def successor(last: int = victim) -> int:
+            with contextlib.suppress(ProcessLookupError):
+                return pid if (pid := rank_pid(running.process.pid, 1)) != last else 0
+            return 0
+
+        os.kill(victim := until(successor), signal.SIGKILL)
+    visitor.page.wait_for_selector('.df-badge[data-state="dead"]', timeout=100_000)
+    assert visitor.text(".df-badge") == "Stopped working"
+    assert f"ended {STARTS} times in a row before it was ready, the last time because: rank 1" in visitor.text(
+        ".df-stage"
+    )
+    assert "was killed by signal 9. Mend that" in visitor.text(".df-stage")
+
+
+def test_without_torchrun_nothing_stays(running: RealApp) -> None:
+    pids = descendants(running.process.pid)
+    assert len(pids) == 4
+    running.process.kill()
+    until(lambda: not any(map(alive, pids)), 40)

@@ -1,5 +1,6 @@
 """How long a running `python app.py` takes to get over a fault: the embedded model, two CPU ranks, no browser. The
-README's table is made by `python -m tests.support.recovery`; measure where nothing else runs.
+README's table is made by `python -m tests.support.recovery`; measure where nothing else runs. `--only WORD` measures
+the rows whose name has it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from launcher.faults import VARIABLE
+from launcher.losses import STARTS
 from launcher.zygote import SHORT_S
-from tests.support.processes import alive, cpu_seconds, descendants, listeners, rank_pid, until, zygote_pid
+from tests.support.processes import alive, cpu_seconds, descendants, listeners, rank_pid, run_dir, until, zygote_pid
 from tests.support.real_app import RealApp, real_app
 
 PICTURE = {"prompt": "a red house", "seed": 5, "height": 256, "width": 256, "steps": 40, "split_batch": False}
@@ -54,12 +57,12 @@ class Patient:
         lines = self._journal.read_text().splitlines() if self._journal.exists() else []
         return [line for line in map(json.loads, lines) if line["entry"] == entry]
 
-    def start(self) -> None:
+    def start(self, **changes: int) -> None:
         """A picture, under way when this returns."""
         from gradio_client import Client
 
         tried = len(self.journal("try"))
-        Client(self.url, verbose=False, analytics_enabled=False).submit(**PICTURE, api_name="/generate")
+        Client(self.url, verbose=False, analytics_enabled=False).submit(**{**PICTURE, **changes}, api_name="/generate")
         until(lambda: len(self.journal("try")) > tried and self._stepped_s_ago() < 0.5, PATIENCE_S)
 
     def _stepped_s_ago(self) -> float:
@@ -84,48 +87,131 @@ class Patient:
             until(lambda: self.health().get("state") == "ready", PATIENCE_S)
         return seconds | {"picture" if busy else "ready": time.monotonic() - began}
 
+    def raises(self) -> dict[str, float]:
+        """Seconds from the end of a picture in which a rank raises until the next one could be made."""
+        until(lambda: self.health().get("state") == "ready", PATIENCE_S)
+        failed = len(self.journal("finished"))
+        self.start(steps=PICTURE["steps"] + 1)
+        until(lambda: len(self.journal("finished")) > failed, PATIENCE_S)
+        began = time.monotonic()
+        assert self.journal("finished")[-1]["state"] == "failed"
+        until(lambda: self.health().get("state") == "ready", PATIENCE_S)
+        return {"ready": time.monotonic() - began}
+
+    def dies_twice(self, fault: Callable[[], None]) -> dict[str, float]:
+        """Seconds from the second death in one picture until it has failed, and until pictures are made."""
+        until(lambda: self.health().get("state") == "ready", PATIENCE_S)
+        time.sleep(SHORT_S)
+        tried, finished = len(self.journal("try")), len(self.journal("finished"))
+        self.start()
+        fault()
+        until(lambda: len(self.journal("try")) == tried + 2 and self._stepped_s_ago() < 0.5, PATIENCE_S)
+        began = time.monotonic()
+        fault()
+        until(lambda: len(self.journal("finished")) > finished, PATIENCE_S)
+        seconds = {"failed": time.monotonic() - began}
+        assert self.journal("finished")[-1]["state"] == "failed"
+        until(lambda: self.health().get("state") == "ready", PATIENCE_S)
+        return seconds | {"ready": time.monotonic() - began}
+
+
+def kill(pid: Callable[[], int], how: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
+    """A fault."""
+    return lambda: os.kill(pid(), how)
+
+
+def ills(patient: Patient) -> dict[str, Callable[[], dict[str, float]]]:
+    """What one program gets over, by name: functions that inflict it and say how long that took."""
+
+    def rank(number: int) -> Callable[[], int]:
+        return lambda: rank_pid(patient.agent, number)
+
+    stop, zygote = signal.SIGSTOP, lambda: zygote_pid(patient.agent, 1)
+    return {
+        "exception on rank 1, at work": patient.raises,
+        "kill -9 of rank 1, idle": lambda: patient.fall_ill(kill(rank(1)), busy=False),
+        "kill -9 of rank 0, idle": lambda: patient.fall_ill(kill(rank(0)), busy=False),
+        "kill -9 of rank 1, at work": lambda: patient.fall_ill(kill(rank(1)), busy=True),
+        "kill -9 of rank 0, at work": lambda: patient.fall_ill(kill(rank(0)), busy=True),
+        "kill -9 of rank 1, at work, twice": lambda: patient.dies_twice(kill(rank(1))),
+        "rank 1 stopped (SIGSTOP), idle": lambda: patient.fall_ill(kill(rank(1), stop), busy=False),
+        "rank 1 stopped (SIGSTOP), at work": lambda: patient.fall_ill(kill(rank(1), stop), busy=True),
+        "rank 0 stopped (SIGSTOP), at work": lambda: patient.fall_ill(kill(rank(0), stop), busy=True),
+        "kill -9 of rank 1's zygote, idle": lambda: patient.fall_ill(kill(zygote), busy=False),
+    }
+
+
+def ends(folder: Path, how: str) -> dict[str, float]:
+    """Start the program, and end it: how long both took."""
+    began = time.monotonic()
+    with real_app(folder, "--ranks", "2", "--device", "cpu") as running:
+        patient = Patient(running, folder)
+        seconds = {"page": time.monotonic() - began}
+        until(lambda: patient.health().get("state") in ("ready", "busy"), PATIENCE_S)
+        seconds["ready"] = time.monotonic() - began
+        pids = descendants(running.process.pid)
+        if how == "five starts that come to nothing":
+            time.sleep(SHORT_S)
+            began, victim = time.monotonic(), 0
+            while patient.health().get("state") != "dead":
+                with contextlib.suppress(ProcessLookupError):
+                    if (pid := rank_pid(patient.agent, 1)) != victim and losses_of(pid) <= STARTS:
+                        os.kill(victim := pid, signal.SIGKILL)
+            return {"the page says so": time.monotonic() - began}
+        if "at work" in how:
+            patient.start()
+        began = time.monotonic()
+        running.process.send_signal(signal.SIGTERM if how.startswith("SIGTERM") else signal.SIGKILL)
+        running.process.wait(PATIENCE_S)
+        until(lambda: not any(map(alive, pids)), PATIENCE_S)
+        return seconds | {"all gone": time.monotonic() - began}
+
+
+def losses_of(pid: int) -> int:
+    """How many generations have begun after the first one."""
+    return int((run_dir(pid) / "generations").read_text()) - 1
+
+
+def show(name: str, found: list[dict[str, float]]) -> None:
+    """One row: medians, and the range."""
+    for what in found[0] if found else ():
+        seconds = sorted(one[what] for one in found)
+        print(f"{name}: {what} {median(seconds):.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f})", flush=True)
+
 
 def main() -> None:
-    """Print the median of every fault's times."""
+    """Print the median of every fault's times, who listens, and what idling costs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--only", default="", help="faults whose name has this in it")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
-        with real_app(Path(folder), "--ranks", "2", "--device", "cpu") as running:
-            patient = Patient(running, Path(folder))
-            print(f"cold start: page {time.monotonic() - began:.1f} s", end=", ")
-            until(lambda: patient.health().get("state") == "ready", PATIENCE_S)
-            print(f"ready {time.monotonic() - began:.1f} s", flush=True)
+        for how in ("SIGTERM, at work", "kill -9 of torchrun, at work", "five starts that come to nothing"):
+            show(how, [ends(Path(folder), how) for _ in range(words.times if words.only in how else 0)])
+    plan = {VARIABLE: ";".join([f"raise:1@{PICTURE['steps']},once"] * words.times)}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        real_app(Path(folder), "--ranks", "2", "--device", "cpu", env=plan) as running,
+    ):
+        patient = Patient(running, Path(folder))
+        for name, ill in ills(patient).items():
+            show(name, [ill() for _ in range(words.times if words.only in name else 0)])
+        undisturbed(patient)
+        if words.only in "idle CPU and listeners":
+            idle(running.process.pid)
 
-            def kill(pid: Callable[[], int], how: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
-                return lambda: os.kill(pid(), how)
 
-            faults: dict[str, tuple[Callable[[], None], bool]] = {
-                "kill -9 of rank 1, idle": (kill(lambda: rank_pid(patient.agent, 1)), False),
-                "kill -9 of rank 0, idle": (kill(lambda: rank_pid(patient.agent, 0)), False),
-                "kill -9 of rank 1, at work": (kill(lambda: rank_pid(patient.agent, 1)), True),
-                "kill -9 of rank 0, at work": (kill(lambda: rank_pid(patient.agent, 0)), True),
-                "rank 1 stopped (SIGSTOP), at work": (kill(lambda: rank_pid(patient.agent, 1), signal.SIGSTOP), True),
-                "kill -9 of rank 1's zygote, idle": (kill(lambda: zygote_pid(patient.agent, 1)), False),
-            }
-            for name, (fault, busy) in faults.items():
-                found = [patient.fall_ill(fault, busy=busy) for _ in range(words.times if words.only in name else 0)]
-                for what in found[0] if found else ():
-                    seconds = sorted(one[what] for one in found)
-                    print(f"{name}: {what} {median(seconds):.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f})", flush=True)
-            undisturbed(patient)
-            time.sleep(10)  # groups are left after 2 s, and the machine is measured
-            pids = [running.process.pid, *descendants(running.process.pid)]
-            print("listeners:", sorted(listeners(pids)))
-            before = {pid: cpu_seconds(pid) for pid in pids}
-            time.sleep(20)
-            print("idle CPU, %:", {pid: round((cpu_seconds(pid) - before[pid]) / 0.2, 3) for pid in pids if alive(pid)})
-            began = time.monotonic()
-            running.process.terminate()
-            code = running.process.wait(20)
-            print(f"SIGTERM: {time.monotonic() - began:.2f} s, exit code {code}, left: {sum(map(alive, pids))}")
+def idle(agent: int) -> None:
+    """Who listens, and what each process costs while nothing is asked for."""
+    time.sleep(10)  # groups are left after 2 s, and the machine is measured
+    names = {agent: "torchrun"} | {zygote_pid(agent, rank): f"zygote {rank}" for rank in (0, 1)}
+    names |= {rank_pid(agent, rank): f"rank {rank}" for rank in (0, 1)}
+    for pid, name in names.items():
+        print(f"listeners of {name}: {', '.join(sorted(listeners([pid]))) or 'none'}")
+    before = {pid: cpu_seconds(pid) for pid in names}
+    time.sleep(20)
+    for pid, name in names.items():
+        print(f"idle CPU of {name}: {(cpu_seconds(pid) - before[pid]) / 0.2:.3f} % of a core")
 
 
 def undisturbed(patient: Patient) -> None:
@@ -134,7 +220,7 @@ def undisturbed(patient: Patient) -> None:
     began = time.monotonic()
     patient.start()
     until(lambda: len(patient.journal("finished")) > finished, PATIENCE_S)
-    pictures = {Path(line["pictures"][0]).read_bytes() for line in patient.journal("finished")}
+    pictures = {Path(line["pictures"][0]).read_bytes() for line in patient.journal("finished") if line["pictures"]}
     print(f"the picture undisturbed: {time.monotonic() - began:.1f} s; different pictures so far: {len(pictures)}")
 
 

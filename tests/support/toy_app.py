@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import sys
 import threading
 from datetime import timedelta
@@ -74,8 +73,6 @@ def serve(client: Client, options: start.Options) -> None:
 
 
 def make_engine(model: str, device: str, rank: int, world_size: int, text_encoder_on: str) -> Any:
-    if os.environ.get("TOY_CRASH") == f"rank {rank}":
-        os.kill(os.getpid(), signal.SIGKILL)
     from tests.support.toy import ToyEngine
 
     if os.environ.get("TOY_LOAD_ERROR") == f"rank {rank}":
