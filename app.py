@@ -307,6 +307,8 @@ def publish(client: Client, auto: Auto, rate: limits.Rate) -> None:
         picard_window: int | None = None,
         picard_tolerance: float = 0.1,
         metadata: bool = True,
+        image: str | None = None,
+        strength: float = 0.6,
     ) -> tuple[dict, dict]:
         """Make one picture. Streams (null, progress) and ends with (picture file, report). parallelism auto: method,
         ranks and split_batch, as far as they are not given, as is fastest; the report says why. Else ranks null: all;
@@ -334,6 +336,8 @@ def publish(client: Client, auto: Auto, rate: limits.Rate) -> None:
         split_scheme: str = "row",
         split_batch: bool | None = None,
         metadata: bool = True,
+        image: str | None = None,
+        strength: float = 0.6,
     ) -> tuple[dict, dict, dict, dict]:
         """Make the same picture by one device, by naive patches and by DistriFusion. Streams progress and ends with
         (one device, naive, DistriFusion, report with PSNR). The third is made of patches. parallelism auto: on as many

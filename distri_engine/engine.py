@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from distri_engine.bands import check_bands, used_ranks
 from distri_engine.config import DistriConfig, TextEncoderOn, check_choice, check_size
 from distri_engine.errors import MeshError
+from distri_engine.from_picture import noisy_latents
 from distri_engine.load import load_of
 from distri_engine.loading import load_pipeline
 from distri_engine.mesh import Mesh, device_name, resolve_device
@@ -153,9 +154,11 @@ class Engine:
 
         start = time.perf_counter()
         self._load.start()
-        scheduler = self._scheduler(request)
+        scheduler, timesteps = self._schedule(request)
         text = self._encode(request) if works and (mesh.rank == 0 or self._reads_alone) else None
         latents = self._noise(request)
+        if request.image is not None and mesh.rank == 0:
+            latents = noisy_latents(self._pipe, request, timesteps)
         unet.begin(config, guided=request.guided)
         text_seconds = time.perf_counter() - start
         yield self._prepared(request, config, unet) if works else self._resting()
@@ -163,6 +166,8 @@ class Engine:
         start = time.perf_counter()
         if works and not self._reads_alone:
             text = mesh.broadcast(text, self._unet.dtype)
+        if works and request.image is not None:
+            (latents,) = mesh.broadcast([latents] if mesh.rank == 0 else None, self._unet.dtype)
         conditions = self._conditions(request, text) if works else {}
         denoise_start = time.perf_counter()
         text_seconds += denoise_start - start
@@ -173,15 +178,15 @@ class Engine:
             request.guidance_scale if request.guided else None,
         )
         if works:
-            walk = method.denoise(latents, scheduler, predict, config, mesh)
+            walk = method.denoise(latents, scheduler, timesteps, predict, config, mesh)
         else:
-            walk = self._rest(latents, len(scheduler.timesteps))
+            walk = self._rest(latents, len(timesteps))
         for index, (advance, wall) in enumerate(self._timed(walk, mesh)):
             latents = advance.latents
             try:
                 yield StepDone(
                     step=index,
-                    steps=len(scheduler.timesteps),
+                    steps=len(timesteps),
                     converged=advance.converged,
                     evaluations=advance.evaluations,
                     phase=unet.clock.step.phase.value,
@@ -217,13 +222,15 @@ class Engine:
 
     # --- the flow: text, noise, step, decode
 
-    def _scheduler(self, request: GenerationRequest) -> Any:
+    def _schedule(self, request: GenerationRequest) -> tuple[Any, torch.Tensor]:
+        """The sampler, and its timesteps [T] that are walked: the last ones, if there is a picture to start from."""
         scheduler = SCHEDULERS[request.scheduler].from_config(self._pipe.scheduler.config)
         scheduler.set_timesteps(request.steps, device=self.device)
+        begin = len(scheduler.timesteps) - request.timesteps
         if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)  # or each step looks its timestep up, which stops a GPU
+            scheduler.set_begin_index(begin)  # or each step looks its timestep up, which stops a GPU
         self._pipe.scheduler = scheduler  # prepare_latents asks it for the noise's scale
-        return scheduler
+        return scheduler, scheduler.timesteps[begin:]
 
     @torch.no_grad()
     def _encode(self, request: GenerationRequest) -> list[torch.Tensor]:

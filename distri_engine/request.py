@@ -41,6 +41,10 @@ class GenerationRequest:
     scheduler: Scheduler = Scheduler.DDIM
     images: int = 1  # pictures of the same prompt made in one batch
     metadata: bool = True  # whether files of it carry these settings; the engine writes none
+    image: str | None = None  # a picture to start from instead of noise: its file, which rank 0 alone reads
+    strength: float = (
+        0.6  # with `image`: the share of the steps that are made, from as much noise; 1 leaves nothing of it
+    )
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -69,12 +73,31 @@ class GenerationRequest:
         object.__setattr__(self, "guidance_scale", float(scale))
         if self.seed is not None:
             check_int("seed", self.seed, 0, MAX_SEED)
+        self._check_start()
         object.__setattr__(self, "scheduler", check_choice("scheduler", self.scheduler, Scheduler))
+
+    def _check_start(self) -> None:
+        if self.image is not None and (not isinstance(self.image, str) or not self.image or "\0" in self.image):
+            raise ValueError(f"image {self.image!r:.80} names no picture file")
+        share = self.strength
+        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
+            raise ValueError(f"strength {share!r:.80} is out of range; give a number above 0, up to 1")
+        object.__setattr__(self, "strength", float(share))
+        if self.timesteps < 1:
+            enough = math.ceil(100 / self.steps) / 100
+            raise ValueError(
+                f"strength {self.strength:g} of {self.steps} steps leaves none; raise strength to {enough:g}"
+            )
 
     @property
     def guided(self) -> bool:
         """Whether the UNet runs both guidance branches."""
         return self.guidance_scale > 1
+
+    @property
+    def timesteps(self) -> int:
+        """Denoising steps that are made: the last `strength` of them if there is a picture to start from."""
+        return self.steps if self.image is None else min(int(self.steps * self.strength), self.steps)
 
     def resolved(self, *, default_size: int) -> GenerationRequest:
         """A copy in which size and seed are numbers: `default_size` pixels a side, and a random seed."""

@@ -153,7 +153,9 @@ def sample_over_time(
     }
     predict = guided_unet(unet, pipeline.scheduler, conditions, guidance_scale if guided else None)
     with pipeline.progress_bar(total=num_inference_steps) as bar:
-        for step in METHODS[config.parallelism].denoise(latents, pipeline.scheduler, predict, config, mesh):
+        scheduler = pipeline.scheduler
+        walk = METHODS[config.parallelism].denoise(latents, scheduler, scheduler.timesteps, predict, config, mesh)
+        for step in walk:
             latents = step.latents
             bar.update(step.converged - bar.n)
     return latents

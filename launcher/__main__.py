@@ -52,13 +52,18 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="(default: random)")
     add_picture_options(parser)
     parser.add_argument("--no-metadata", action="store_true", help="leave the settings out of the PNG")
+    parser.add_argument("--image", help="a picture to start from, scaled and cut to the size (default: noise)")
+    parser.add_argument(
+        "--strength", type=float, default=0.6, help="with --image, the share of the steps that is made (default: 0.6)"
+    )
     add_group_options(parser)
     parser.add_argument("--report", type=Path, metavar="JSON", help="write the figures of every step and rank there")
     parser.set_defaults(run=_generate)
 
 
 def _generate(words: argparse.Namespace) -> None:
-    request = request_of(words, prompt=words.prompt, seed=words.seed, metadata=not words.no_metadata)
+    how = {"metadata": not words.no_metadata, "image": words.image, "strength": words.strength}
+    request = request_of(words, prompt=words.prompt, seed=words.seed, **how)
     config = config_of(words)
     if words.report is not None:
         check_target(words.report, "report.json")

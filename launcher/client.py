@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from distri_engine.bands import check_bands
@@ -19,7 +20,7 @@ from launcher.hub_io import HubLoop
 from launcher.job import FINAL, Job
 from launcher.measure import Survey
 from launcher.messages import Prepare
-from launcher.schema import ModelInfo, Record, Refused, Status, Update, as_parameters
+from launcher.schema import ModelInfo, Record, Refused, Status, Update, as_parameters, as_request
 from launcher.surveyor import Surveyor
 from launcher.wire import encode
 
@@ -60,6 +61,8 @@ class Client:
                 raise Refused(f"{status.queue} pictures are waiting already; try again when some are done")
             request = request.resolved(default_size=status.model.default_size)
             check_against(request, config, status.model, status.ranks)
+            if request.image is not None:
+                self._loop.journal.inputs.path(request.image)
             config = config.replace(height=request.height, width=request.width)
             job = Job(
                 id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}",
@@ -78,6 +81,13 @@ class Client:
                 _log.info("accepted: %d x %d, %d steps", request.width, request.height, request.steps)
             self._loop.feed(Submitted(job))
             return job.id
+
+    def picture(self, text: str) -> AbstractContextManager[str]:
+        """Keeps a picture to start from, a data URI or base64, for requests submitted meanwhile: as their `image`.
+
+        Raises ValueError for what is no picture or too large, and Refused if it cannot be kept.
+        """
+        return self._loop.journal.inputs.kept(text)
 
     def updates(self, request_id: str, *, interval: float = 0.2) -> Iterator[Update]:
         """The request's state now, then as it changes, at most every `interval` seconds; ends after the final one.
@@ -142,8 +152,8 @@ class Client:
             id=record.id,
             state=record.state,
             message=record.message,
-            steps=int(record.request["steps"]),
-            step=int(record.request["steps"]) if record.state == "done" else 0,
+            steps=(steps := as_request(record.request).timesteps),
+            step=steps if record.state == "done" else 0,
             picture=record.picture,
             pictures=(record.picture,) if record.picture else (),
             report=record.report,

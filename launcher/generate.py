@@ -43,6 +43,8 @@ def make_picture(
     check_target(output, "picture.png")
     crew = errand.Crew.resolved(ranks, device, model, text_encoder_on)
     request = fit(request, config, crew)
+    if request.image is not None:
+        request = request.replace(image=str(as_picture(request.image)))
     job = {"request": as_parameters(request), "config": as_parameters(config), "output": str(output.resolve())}
     try:
         report = errand.run(script, job, crew, began=began)
@@ -64,6 +66,18 @@ def fit(request: GenerationRequest, config: DistriConfig, crew: errand.Crew) -> 
             check_size(name, side, multiple)
     check_bands(request, config, crew.ranks, multiple)
     return request
+
+
+def as_picture(name: str) -> Path:
+    """The whole path of a picture file. Raises ValueError if there is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(name) as image:
+            image.verify()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise ValueError(f"{name[:200]} is no picture that can be read; give a PNG, JPEG or WebP file") from None
+    return Path(name).resolve()
 
 
 def make(work: errand.Errand) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ def write(request: GenerationRequest, config: DistriConfig, *, model: str, ranks
         "CFG scale": f"{request.guidance_scale:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
+        **({} if request.image is None else {"Denoising strength": f"{request.strength:g}"}),
         "Model": model,
         "Parallelism": config.parallelism.value,
         "Mode": config.mode.value,

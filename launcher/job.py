@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean, median
 from typing import Any
 
 from launcher import messages as m
 from launcher.lease import grant
 from launcher.report import StepFigures, make_report
-from launcher.schema import Lane, Update
+from launcher.schema import Lane, Update, as_request
 
 MAX_ATTEMPTS = 2
 FINAL = ("done", "cancelled", "failed")
@@ -61,10 +62,10 @@ class Job:
     pictures: tuple[str, ...] = ()
     report: dict[str, Any] | None = None
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Timesteps of the whole picture, and so the most steps that it may take."""
-        return int(self.request["steps"])
+        return as_request(self.request).timesteps
 
     @property
     def finished(self) -> int:

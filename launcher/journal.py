@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.files import sweep, whole_file
+from launcher.inputs import Inputs
 from launcher.job import FINAL, MAX_ATTEMPTS, TWICE, Job
 from launcher.schema import Record, as_config, as_request
 
@@ -44,6 +45,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.inputs = Inputs(folder, self._images)
         self._path = folder / "journal.jsonl"
         self._lock = threading.RLock()
         self._file: int | None = None
@@ -63,6 +65,7 @@ class Journal:
             for line in lines:
                 self._replay(line)
         sweep(folder, self._path.name)
+        self.inputs.forget()
         self._slim()
 
     def recover(self) -> list[Job]:
@@ -106,6 +109,7 @@ class Journal:
         end = {"state": job.state, "message": job.message, "pictures": job.pictures, "report": job.report}
         entry = {"entry": "finished", "id": job.id, "at": time.time(), **end}
         if self._remember(job.id, entry):
+            self.inputs.forget()
             self._append(entry)
             self._slim()
 
@@ -124,6 +128,10 @@ class Journal:
         """One finished request."""
         with self._lock:
             return next((record for record in reversed(self._records) if record.id == req), None)
+
+    def _images(self) -> set[str]:
+        with self._lock:
+            return {name for job in self._open_jobs.values() if (name := job.request.get("image"))}
 
     def close(self) -> None:
         """Let go of the file; the next write takes it again."""

@@ -157,7 +157,7 @@ class Worker:
         """One picture, from PREPARE to ENDED."""
         try:
             request, config = as_request(order.request), as_config(order.config)
-            events = engine.generate(request, config)
+            events = engine.generate(self._with_file(request), config)
             ready = next(events)
             assert isinstance(ready, Prepared)
             self._faults.strike(-1)
@@ -173,6 +173,12 @@ class Worker:
         self._say(ended)
         if ended.why == "error":
             self._leave(engine)
+
+    def _with_file(self, request: GenerationRequest) -> GenerationRequest:
+        """On rank 0, which alone has it, the picture to start from by the name of its file."""
+        if request.image is None or self._loop is None:
+            return request
+        return request.replace(image=str(self._loop.journal.inputs.path(request.image)))
 
     def _steps(
         self, events: Iterator[Event], req: str, request: GenerationRequest, config: DistriConfig, lease: Lease

@@ -20,6 +20,7 @@ ENGINE = [path for path in PRODUCT if path.is_relative_to(ROOT / "distri_engine"
 # The engine from its roof to its cellar. A module imports what stands on its own floor or below, never above.
 FLOORS = (
     {"engine", "evaluation"},
+    {"from_picture"},
     {"pipelines", "arguments", "loading", "relay", "preview"},
     {"sampling"},
     {"controlnet", "lora"},

@@ -87,7 +87,7 @@ class Picture:
             cols=request.width // cell,
             batch=request.images * (1 + request.guided),
             guided=request.guided,
-            steps=request.steps,
+            steps=request.timesteps,
             warmup_steps=AUTO_WARMUP if config.warmup_steps == AUTO else int(config.warmup_steps),
             mode=config.mode,
         )

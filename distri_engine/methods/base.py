@@ -55,10 +55,18 @@ class Method(ABC):
         """What the UNet of the rank that owns `box` sees of sample: [B, C, H, W]."""
 
     def denoise(
-        self, latents: torch.Tensor, scheduler: Any, predict: Predict, config: DistriConfig, mesh: Mesh
+        self,
+        latents: torch.Tensor,
+        scheduler: Any,
+        timesteps: torch.Tensor,
+        predict: Predict,
+        config: DistriConfig,
+        mesh: Mesh,
     ) -> Iterator[Advance]:
-        """Walk the timesteps of `scheduler` from latents: [B, C, H, W] of pure noise; here one after another."""
-        for index, timestep in enumerate(scheduler.timesteps):
+        """Walk timesteps: [T], the last ones of `scheduler`, from latents: [B, C, H, W], as noisy as the first of them
+        says; here one after another.
+        """
+        for index, timestep in enumerate(timesteps):
             result = scheduler.step(predict(latents, timestep), timestep, latents)
             latents = result.prev_sample.to(latents.dtype)
             heading = getattr(result, "pred_original_sample", None)

@@ -31,15 +31,28 @@ class Paradigms(WholePicture):
         )
 
     def denoise(
-        self, latents: torch.Tensor, scheduler: Any, predict: Predict, config: DistriConfig, mesh: Mesh
+        self,
+        latents: torch.Tensor,
+        scheduler: Any,
+        timesteps: torch.Tensor,
+        predict: Predict,
+        config: DistriConfig,
+        mesh: Mesh,
     ) -> Iterator[Advance]:
         """One Picard iteration a step; at most as many as there are timesteps."""
         window = config.picard_window or mesh.size
-        return picard(latents, scheduler, predict, mesh, window=window, tolerance=config.picard_tolerance)
+        return picard(latents, scheduler, timesteps, predict, mesh, window=window, tolerance=config.picard_tolerance)
 
 
 def picard(
-    latents: torch.Tensor, scheduler: Any, predict: Predict, mesh: Mesh, *, window: int, tolerance: float
+    latents: torch.Tensor,
+    scheduler: Any,
+    timesteps: torch.Tensor,
+    predict: Predict,
+    mesh: Mesh,
+    *,
+    window: int,
+    tolerance: float,
 ) -> Iterator[Advance]:
     """Solve x_j = x_begin + sum of drift(x_i), begin <= i < j, for all `window` points after x_begin at once, by
     repeated substitution. latents: [B, C, H, W], x_0, the same on every rank, as is everything here but the UNet's
@@ -49,7 +62,7 @@ def picard(
     at its timestep, for every picture of the batch. Tolerance 0 is sequential sampling to rounding. `scheduler` steps
     by DDIM without noise. Memory: latents of window + 1 points, and a UNet batch of window / ranks timesteps.
     """
-    timesteps = scheduler.timesteps.to(latents.device)  # [T]
+    timesteps = timesteps.to(latents.device)  # [T]
     times = timesteps.tolist()  # the scheduler is asked with plain numbers, which stop no GPU
     allowed = [tolerance**2 * variance for variance in _noise_variances(scheduler, times)]
     begin, points = 0, latents.repeat(min(window, len(times)) + 1, 1, 1, 1, 1)  # x_begin, and guesses: [p + 1, B, ...]

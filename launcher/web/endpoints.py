@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -34,10 +35,11 @@ def generate(
 
     Raises ValueError, NotMade, and what `allow` raises when it is asked for so many pictures.
     """
-    request, config, plan = parameters(client, auto, values, comparing=False)
-    allow(1)
-    for take, progress in _make(client, request, config, comparison="", plan=plan):
-        yield (_file(take), take.report) if take else (None, progress)
+    with _kept(client, values) as known:
+        request, config, plan = parameters(client, auto, known, comparing=False)
+        allow(1)
+        for take, progress in _make(client, request, config, comparison="", plan=plan):
+            yield (_file(take), take.report) if take else (None, progress)
 
 
 def compare(client: Client, auto: Auto, values: Mapping[str, Any], allow: Callable[[int], None]) -> Iterator[Files]:
@@ -52,19 +54,20 @@ def compare(client: Client, auto: Auto, values: Mapping[str, Any], allow: Callab
                 "compare always makes single, naive_patch and patch; it does not take parallelism "
                 f"'{values['parallelism']}', leave it at 'auto'"
             )
-    request, config, plan = parameters(client, auto, values, comparing=True)
-    request = request.replace(seed=secrets.randbelow(2**32) if request.seed is None else request.seed)
-    allow(len(METHODS))
-    takes: dict[str, Take] = {}
-    comparison = secrets.token_hex(8)
-    for method in METHODS:
-        one = config.replace(parallelism=method)
-        why = plan if method == Parallelism.PATCH else None
-        for take, progress in _make(client, request, one, comparison=comparison, plan=why):
-            if take:
-                takes[method] = take
-            yield (*_files(takes), progress | {"method": method})
-    yield (*_files(takes), comparison_report(takes))
+    with _kept(client, values) as known:
+        request, config, plan = parameters(client, auto, known, comparing=True)
+        request = request.replace(seed=secrets.randbelow(2**32) if request.seed is None else request.seed)
+        allow(len(METHODS))
+        takes: dict[str, Take] = {}
+        comparison = secrets.token_hex(8)
+        for method in METHODS:
+            one = config.replace(parallelism=method)
+            why = plan if method == Parallelism.PATCH else None
+            for take, progress in _make(client, request, one, comparison=comparison, plan=why):
+                if take:
+                    takes[method] = take
+                yield (*_files(takes), progress | {"method": method})
+        yield (*_files(takes), comparison_report(takes))
 
 
 def status(client: Client) -> Answer:
@@ -111,6 +114,16 @@ def parameters(
     config = DistriConfig(**{**given, "parallelism": Parallelism.PATCH})
     choice = auto(request, config, Wish(split_batch=split, comparing=comparing))
     return request, choice.config, choice.plan
+
+
+@contextmanager
+def _kept(client: Client, values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """`values` with the name of the picture to start from in the place of the picture."""
+    if not values.get("image"):
+        yield {**values, "image": None}
+    else:
+        with client.picture(values["image"]) as name:
+            yield {**values, "image": name}
 
 
 def _make(

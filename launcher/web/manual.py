@@ -32,6 +32,9 @@ PARAMETERS = {
     "picard_window": "Timesteps that paradigms refines at once; null: one a rank.",
     "picard_tolerance": "How far they may still move, relative to their noise; 0 is exact.",
     "metadata": "Whether the PNG carries its settings.",
+    "image": "A picture to start from, as a data URI (PNG, JPEG or WebP, at most 2.9 MB), scaled and cut to the size; "
+    "null: from noise.",
+    "strength": "With image: how far to go from it, above 0 to 1; so much of the steps is made.",
 }
 
 

@@ -19,7 +19,16 @@ from launcher.web import settings
 MAX_BYTES = 2**20  # of the file's beginning; settings stand before the picture
 NONE = "This picture carries no settings: it was saved without them, or something has taken them out."
 # What changes neither the picture nor the controls, and what the size says already.
-SILENT = ("height", "width", "do_classifier_free_guidance", "comm_checkpoint", "use_cuda_graph", "verbose")
+SILENT = (
+    "height",
+    "width",
+    "image",
+    "strength",
+    "do_classifier_free_guidance",
+    "comm_checkpoint",
+    "use_cuda_graph",
+    "verbose",
+)
 
 
 def decode(uri: str) -> bytes:
@@ -66,7 +75,8 @@ def _ours(text: str, status: Status) -> tuple[dict[str, Any], list[str]]:
     if values["ranks"] not in settings.rank_choices(status.ranks):
         values["ranks"] = settings.DEFAULTS["ranks"]
     del values["run"]  # which baselines a visitor wants is no property of a picture
-    return values, [*_elsewhere(parts[2], status), *_out_of_reach(request, config, values, status)]
+    start = ["It began from another picture, which is not in it; here it begins from noise."] if request.image else []
+    return values, [*start, *_elsewhere(parts[2], status), *_out_of_reach(request, config, values, status)]
 
 
 def _elsewhere(topology: Mapping[str, Any], status: Status) -> list[str]:

@@ -57,7 +57,8 @@ def bent(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
 
 def walk(window: int, tolerance: float, steps: int = 12, predict: Any = bent) -> list[Any]:
     start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    return list(picard(start, ddim(steps), predict, ALONE, window=window, tolerance=tolerance))
+    scheduler = ddim(steps)
+    return list(picard(start, scheduler, scheduler.timesteps, predict, ALONE, window=window, tolerance=tolerance))
 
 
 def sequential(steps: int, dtype: torch.dtype = torch.float32) -> list[Any]:
@@ -76,7 +77,9 @@ def sequential(steps: int, dtype: torch.dtype = torch.float32) -> list[Any]:
 def test_a_window_of_one_is_sequential_to_the_last_bit(dtype: torch.dtype) -> None:
     expected = sequential(12, dtype)
     start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)).to(dtype)
-    for step, result in zip(picard(start, ddim(12), bent, ALONE, window=1, tolerance=0.1), expected, strict=True):
+    scheduler = ddim(12)
+    walked = picard(start, scheduler, scheduler.timesteps, bent, ALONE, window=1, tolerance=0.1)
+    for step, result in zip(walked, expected, strict=True):
         assert torch.equal(step.latents, result.prev_sample)
         assert torch.equal(step.heading, result.pred_original_sample)
 

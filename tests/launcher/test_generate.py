@@ -80,6 +80,10 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--output", "a" * 5000], "cannot be written: File name too long"),
         (["--prompt", "a\udcff"], "prompt holds half a character"),
         (["--height", "tall"], "invalid int value: 'tall'"),
+        (["--image", "/no/such.png"], "/no/such.png is no picture that can be read; give a PNG, JPEG or WebP file"),
+        (["--image", __file__], "is no picture that can be read"),
+        (["--strength", "1.5"], "strength 1.5 is out of range; give a number above 0, up to 1"),
+        (["--image", "x.png", "--steps", "5", "--strength", "0.1"], "strength 0.1 of 5 steps leaves none; raise"),
     ],
 )
 def test_bad_arguments_are_one_sentence_and_start_nothing(

@@ -184,6 +184,18 @@ def test_a_full_disk_refuses_and_a_rank_lost_meanwhile_comes_back(house: House) 
     house.make(1)
 
 
+def test_a_picture_from_a_picture(house: House) -> None:
+    start = f"data:image/png;base64,{base64.b64encode(house.make(2)).decode()}"
+    made = []
+    for strength in (0.5, 1.0):
+        how = {**PICTURE, "steps": 4, "seed": 5, "image": start, "strength": strength}
+        path, report = house.api().predict("a red house", **how, api_name="/generate")
+        made.append(Path(path["path"]).read_bytes())
+        assert len(report["steps"]) == 4 * strength
+    assert len({*made, house.make(4)}) == 3
+    assert list((house.folder / "outputs" / "inputs").iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def callers(house: House) -> list[Any]:
     """Ten of them, each with a session of its own."""

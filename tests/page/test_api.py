@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import io
 import json
 import urllib.error
 import urllib.parse
@@ -36,11 +38,8 @@ def test_exactly_three_names(page_server: tuple[str, FakeClient]) -> None:
 @pytest.mark.parametrize(
     ("name", "last"),
     [
-        (
-            "/generate",
-            [("split_batch", None), ("picard_window", None), ("picard_tolerance", 0.1), ("metadata", True)],
-        ),
-        ("/compare", [("split_batch", None), ("metadata", True)]),
+        ("/generate", [("split_batch", None), ("picard_window", None), ("picard_tolerance", 0.1)]),
+        ("/compare", [("split_batch", None)]),
     ],
 )
 def test_parameters_and_their_defaults(
@@ -67,6 +66,9 @@ def test_parameters_and_their_defaults(
         ("extrapolation_memory", 0.5),
         ("split_scheme", "row"),
         *last,
+        ("metadata", True),
+        ("image", None),
+        ("strength", 0.6),
     ]
 
 
@@ -113,6 +115,18 @@ def test_generate_streams_and_ends_with_picture_and_report(caller: Any, fake: Fa
         "sentence": "Auto: patches on 2 of 2 ranks, until it is known what this model costs here.",
         "candidates": [],
     }
+
+
+def test_a_picture_to_start_from(caller: Any, fake: FakeClient) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (90, 60), "red").save(file, "JPEG")
+    uri = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    caller.predict("a red house", steps=10, image=uri, strength=0.5, api_name="/generate")
+    (request, _), *_ = fake.submitted
+    assert (request.strength, request.timesteps) == (0.5, 5)
+    assert request.image is not None
+    with Image.open(fake.inputs.path(request.image)) as kept:
+        assert (kept.format, kept.size) == ("PNG", (90, 60))
 
 
 def test_method_and_ranks_of_the_callers_own(caller: Any, fake: FakeClient) -> None:
@@ -180,6 +194,9 @@ def test_status(caller: Any) -> None:
         ({"prompt": "x", "steps": 9999}, "Steps 9999 is out of range"),
         ({"prompt": "x", "height": 1000}, "Height 1000 is not a multiple of 32"),
         ({"prompt": "x", "parallelism": "magic"}, "Unknown parallelism 'magic'; choose one of"),
+        ({"prompt": "x", "image": "../house.png"}, "Image is not base64; send the picture as a data URI"),
+        ({"prompt": "x", "image": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}, "Image is no whole PNG, JPEG or WEBP"),
+        ({"prompt": "x", "image": "A" * 3_900_000}, "Image has about 2925000 bytes, the limit is 2900000; send a sm"),
     ],
 )
 def test_bad_parameters(caller: Any, fake: FakeClient, parameters: dict[str, Any], sentence: str) -> None:

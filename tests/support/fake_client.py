@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
@@ -23,6 +24,7 @@ from distri_engine.evaluation.costs import known_costs
 from distri_engine.evaluation.machine import Machine
 from distri_engine.request import GenerationRequest
 from launcher import png
+from launcher.inputs import Inputs
 from launcher.measure import Survey
 from launcher.model import DEMO_MODEL
 from launcher.png import PICTURES
@@ -53,6 +55,7 @@ class FakeClient:
         # (method, step) -> whether it may begin; also ("waking", 0) before the first, ("restart", step) after a loss
         self.gate: Callable[[str, int], bool] = lambda method, step: True
         self.loading = False
+        self.inputs = Inputs(folder, lambda: [request.image or "" for request, _ in self.submitted])
         self.submitted: list[tuple[GenerationRequest, DistriConfig]] = []
         self.known: Survey | None = None  # what Auto is told
         self.plans: list[dict | None] = []
@@ -122,6 +125,9 @@ class FakeClient:
             )
             self._changed.notify_all()
         return id
+
+    def picture(self, text: str) -> AbstractContextManager[str]:
+        return self.inputs.kept(text)
 
     def updates(self, request_id: str, *, interval: float = 0.2) -> Iterator[Update]:
         shown: Update | None = None

@@ -55,7 +55,7 @@ class ToyEngine:
         state = torch.full((4,), float(request.seed % 1000))  # type: ignore[operator]
         rows = request.height // mesh.size  # type: ignore[operator]
         yield Prepared(memory_mb=1.0, box=(0, mesh.rank * rows, request.width or 0, (mesh.rank + 1) * rows))
-        for step in range(math.ceil(request.steps / stride)):
+        for step in range(math.ceil(request.timesteps / stride)):
             begin = time.perf_counter()
             time.sleep(pace)
             fault(request.prompt, mesh.rank, step)
@@ -66,8 +66,8 @@ class ToyEngine:
             end = time.perf_counter()
             yield StepDone(
                 step=step,
-                steps=request.steps,
-                converged=min((step + 1) * stride, request.steps),
+                steps=request.timesteps,
+                converged=min((step + 1) * stride, request.timesteps),
                 evaluations=stride,
                 phase="sync" if step <= config.warmup_steps else "stale",
                 compute_ms=1000 * (waited - begin),
@@ -76,7 +76,7 @@ class ToyEngine:
                 memory_mb=1.0,
                 latents=state if mesh.rank == 0 else None,
             )
-        fault(request.prompt, mesh.rank, request.steps)
+        fault(request.prompt, mesh.rank, request.timesteps)
         dist.all_reduce(state)
         colour = tuple(int(value) % 256 for value in state[:3])
         images = (
