@@ -1,5 +1,5 @@
-"""A Pillow picture in unit coordinates, (0, 0) top left and (1, 1) bottom right, and the colours that go on it. What
-is drawn is decided by landscapes.py and subjects.py.
+"""A Pillow picture whose unit of length is its shorter side, (0, 0) top left, and the colours that go on it. What is
+drawn is decided by landscapes.py and subjects.py.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 Colour: TypeAlias = tuple[int, ...]
@@ -44,11 +45,11 @@ def darker(colour: Colour) -> Colour:
 
 
 class Canvas:
-    """Draws on a square picture of `side` pixels."""
+    """Draws on a picture whose shorter side has `side` pixels."""
 
     def __init__(self, picture: Image.Image) -> None:
         self.picture = picture
-        self.side = picture.width
+        self.side = min(picture.size)
         self._draw = ImageDraw.Draw(picture)
 
     def polygon(self, points: Sequence[Point], colour: Colour) -> None:
@@ -81,6 +82,19 @@ class Canvas:
         mask = Image.new("L", self.picture.size, 0)
         ImageDraw.Draw(mask).polygon(self._pixels(points), fill=opacity)
         self.picture.paste(colour, (0, 0), mask)
+
+    def streaks(self, lines: Sequence[Sequence[Point]], colour: Colour, width: int, opacity: int) -> None:
+        """See-through lines, `width` pixels wide; `opacity` from 0 to 255."""
+        mask = Image.new("L", self.picture.size, 0)
+        draw = ImageDraw.Draw(mask)
+        for line in lines:
+            draw.line(self._pixels(line), fill=opacity, width=width)
+        self.picture.paste(colour, (0, 0), mask)
+
+    def veil(self, rows: np.ndarray, colour: Colour) -> None:
+        """`colour` over everything, as dense as `rows` says from the top to the bottom, each from 0 to 1."""
+        column = Image.fromarray((rows.clip(0, 1) * 255).astype(np.uint8)[:, None])
+        self.picture.paste(colour, (0, 0), column.resize(self.picture.size, Image.Resampling.BILINEAR))
 
     def uncover(self, below: Image.Image, x: float, y: float, radius: float) -> None:
         """Show `below` again in a circle around (x, y)."""

@@ -27,6 +27,8 @@ def caption(scene: Scene, rng: np.random.Generator, complete: float = 0.7) -> st
     orb = _orb(scene, rng)
     ground = _ground(scene, rng)
     when = _when(scene, rng)
+    if scene.weather != "fair":
+        when = _weather(scene, rng, when)
     middle = pick(rng, ("", " in the middle", " in the center"))
     places = {"left": " on the left", "right": " on the right", "center": middle}
     place = places[scene.position] if rng.random() < 0.3 else ""
@@ -119,6 +121,35 @@ def _when(scene: Scene, rng: np.random.Generator) -> str:
     return str(phrases[scene.time])
 
 
+# What rain, falling snow and fog are called: before a noun, and after one.
+FALLING = {
+    "rain": (("rainy",), ("in the rain", "in heavy rain", "and rain")),
+    "snowfall": (("snowy",), ("in falling snow", "with falling snow", "and snow falling")),
+    "fog": (("foggy", "misty"), ("in fog", "in thick fog", "in the mist")),
+}
+
+
+def _weather(scene: Scene, rng: np.random.Generator, when: str) -> str:
+    """The time of day and the weather; `when` is the time alone, which by day also says whether there are clouds."""
+    if scene.weather in ("clear", "cloudy"):
+        sky = ("", "", " under a clear sky") if scene.weather == "clear" else (" under clouds", " under a cloudy sky")
+        if scene.time in ("sunset", "dawn"):
+            times = {"sunset": ("at sunset", "at dusk", "in the evening"), "dawn": ("at dawn", "at sunrise")}
+            more = str(pick(rng, sky))
+            return str(pick(rng, times[scene.time])) + more if more else when
+        return when
+    before, after = FALLING[scene.weather]
+    adjective, rest = pick(rng, before), pick(rng, after)
+    phrases = {
+        "day": (f"on a {adjective} day", f"in daylight {rest}", f"on a {adjective} day"),
+        "sunset": (f"at sunset {rest}", f"at dusk {rest}", f"on a {adjective} evening"),
+        "dawn": (f"at dawn {rest}", f"at sunrise {rest}", f"on a {adjective} early morning"),
+        "night": (f"at night {rest}", f"on a {adjective} night", f"on a dark {adjective} night"),
+        "storm": (f"in a storm {rest}", f"on a stormy {adjective} day", f"under dark clouds {rest}"),
+    }
+    return str(pick(rng, phrases[scene.time]))
+
+
 def _subject(scene: Scene, rng: np.random.Generator, keep: Callable[[float], bool]) -> str:
     plain, accent = scene.colour, _with_article(scene.accent)
     colour = _with_article(plain)
@@ -154,12 +185,17 @@ def _subject(scene: Scene, rng: np.random.Generator, keep: Callable[[float], boo
     if scene.subject == "castle":
         roofs = (f"{colour} castle with {scene.accent} roofs", f"{colour} castle")
         return str(pick(rng, (*roofs, f"{colour} castle with {scene.accent} towers")))
+    if scene.subject == "rocket":
+        return str(pick(rng, (f"{colour} rocket", f"{colour} rocket with {accent} nose", f"{colour} space rocket")))
+    if scene.subject == "mushroom":
+        dots = (f"{colour} mushroom with {scene.accent} dots", f"a giant {plain} mushroom", f"{colour} mushroom")
+        return str(pick(rng, dots))
     return str(pick(rng, (f"{colour} windmill", f"{colour} windmill with {accent} roof")))
 
 
 def _preposition(scene: Scene, rng: np.random.Generator, ground: str) -> str:
     balloon = pick(rng, ("flying over", "floating above", "over", "above"))
-    if scene.subject == "balloon":
+    if scene.subject in ("balloon", "rocket"):
         return str(balloon)
     phrases = {
         "mountains": pick(rng, ("in front of", "below", "near")),

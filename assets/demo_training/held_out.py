@@ -2,6 +2,7 @@
 against. The same scenes, captions and pictures come out every time.
 
     python -m assets.demo_training.held_out --folder assets/demo_captions
+    python -m assets.demo_training.held_out --folder outputs/captions --full --count 200
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from assets.demo_training.captions import caption
-from assets.demo_training.grammar import LITE, Scene, sample_scene
+from assets.demo_training.grammar import FULL, LITE, WEATHERS, Grammar, Scene, sample_scene
 from assets.demo_training.painter import paint
 
 COUNT = 40
@@ -24,23 +25,39 @@ COUNT = 40
 SEED = 20_240_229
 
 
-def held_out(count: int = COUNT) -> list[tuple[str, Scene]]:
+# What a caption says of the weather. Dusk, dawn and night may leave it open whether there are clouds.
+SAYS = {
+    "clear": ("clear", "sunny", "blue sky", "noon", "star"),
+    "cloudy": ("cloud",),
+    "rain": ("rain",),
+    "snowfall": ("snowy day", "snowy evening", "snowy early", "snowy night", "falling snow", "snow falling"),
+    "fog": ("fog", "mist"),
+}
+
+
+def held_out(count: int = COUNT, grammar: Grammar = LITE) -> list[tuple[str, Scene]]:
     """The first `count` captions and scenes. Captions leave nothing out, so that a picture can be held to them."""
     rng, words = np.random.default_rng(SEED), np.random.default_rng(SEED + 1)
-    scenes = [sample_scene(rng, LITE) for _ in range(count)]
+    scenes = [sample_scene(rng, grammar) for _ in range(count)]
     return [(caption(scene, words, complete=1.0), scene) for scene in scenes]
 
 
-def write(folder: Path, count: int = COUNT) -> None:
+def described(text: str, scene: Scene) -> dict[str, Any]:
+    """A caption and what a picture of it is held to; the weather is None if the caption does not say it."""
+    said = scene.weather in WEATHERS and any(word in text for word in SAYS[scene.weather])
+    return {"caption": text, **dataclasses.asdict(scene), "weather": scene.weather if said else None}
+
+
+def write(folder: Path, count: int = COUNT, grammar: Grammar = LITE) -> None:
     """captions.txt, one a line; scenes.json, each caption with its scene; pictures/0000.png and so on, 256 x 256."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    described: list[dict[str, Any]] = []
-    for index, (text, scene) in enumerate(held_out(count)):
+    listed: list[dict[str, Any]] = []
+    for index, (text, scene) in enumerate(held_out(count, grammar)):
         Image.fromarray(paint(scene)).save(pictures / f"{index:04d}.png", optimize=True)
-        described.append({"caption": text, **dataclasses.asdict(scene)})
-    (folder / "captions.txt").write_text("".join(f"{one['caption']}\n" for one in described), encoding="utf-8")
-    lines = ",\n".join(json.dumps(one) for one in described)
+        listed.append(described(text, scene))
+    (folder / "captions.txt").write_text("".join(f"{one['caption']}\n" for one in listed), encoding="utf-8")
+    lines = ",\n".join(json.dumps(one) for one in listed)
     (folder / "scenes.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
@@ -49,8 +66,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw held-out scenes of the embedded model's world.")
     parser.add_argument("--folder", type=Path, default=Path("assets/demo_captions"))
     parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--full", action="store_true", help="of the full grammar; without it, of its lite half")
     words = parser.parse_args()
-    write(words.folder, words.count)
+    write(words.folder, words.count, FULL if words.full else LITE)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ def _wave(painting: Painting, base: float, amplitude: float, colour: Colour, wav
     """Fill everything under a wavy line; returns the line's height at x."""
     rng = painting.rng
     shift, frequency = rng.uniform(0, 6.28), rng.uniform(0.6, 1.2) * waves
-    xs = np.linspace(0, 1, 48)
+    xs = np.linspace(0, painting.width, 48)
     ys = base + amplitude * np.sin(xs * frequency * 3.14 + shift)
     ys = ys + amplitude * 0.35 * np.sin(xs * frequency * 7 + 2 * shift)
-    painting.canvas.polygon([(0, 1), *zip(xs, ys, strict=True), (1, 1)], colour)
+    painting.canvas.polygon(
+        [(0, painting.height), *zip(xs, ys, strict=True), (painting.width, painting.height)], colour
+    )
     return lambda x: float(np.interp(x, xs, ys))
 
 
@@ -30,11 +32,12 @@ def mountains(painting: Painting) -> None:
     rng, canvas, horizon = painting.rng, painting.canvas, painting.horizon
     lit = painting.on_ground(painting.ground_colour)
     far = mix(lit, painting.haze, 0.45)
-    canvas.rectangle(0, horizon + 0.02, 1, 1, mix(far, painting.haze, 0.3))
+    canvas.rectangle(0, horizon + 0.02, painting.width, painting.height, mix(far, painting.haze, 0.3))
     for near in (False, True):
         count = int(rng.integers(1, 3)) if near else int(rng.integers(2, 4))
-        for x in (np.arange(count) + 0.5) / count + rng.uniform(-0.12, 0.12, count):
-            height = rng.uniform(0.26, 0.42) if near else rng.uniform(0.22, 0.32)
+        count = round(count * painting.width)
+        for x in (np.arange(count) + 0.5) / count * painting.width + rng.uniform(-0.12, 0.12, count):
+            height = (rng.uniform(0.26, 0.42) if near else rng.uniform(0.22, 0.32)) * (1 + painting.height) / 2
             _mountain(painting, x, height, tint(lit, 0.95) if near else far)
     meadow = painting.on_ground(mix(painting.ground_colour, PALETTE["green"], 0.75))
     _wave(painting, horizon + 0.05, 0.02, tint(meadow, 0.85))
@@ -92,16 +95,16 @@ def snow(painting: Painting) -> None:
 def sea(painting: Painting) -> None:
     """Four rows of waves and the reflection of the sun or moon."""
     rng, canvas, horizon = painting.rng, painting.canvas, painting.horizon
-    water = painting.sea_colour
-    canvas.rectangle(0, horizon, 1, 1, mix(water, painting.haze, 0.3))
+    water, depth = painting.sea_colour, painting.height - horizon
+    canvas.rectangle(0, horizon, painting.width, painting.height, mix(water, painting.haze, 0.3))
     for row in range(1, 5):
-        top = horizon + (1 - horizon) * (row / 5) ** 1.3
+        top = horizon + depth * (row / 5) ** 1.3
         amplitude = 0.006 + 0.004 * row * (2.0 if painting.scene.time == "storm" else 0.7)
         colour = mix(tint(water, 1 - 0.07 * row), painting.haze, 0.3 - 0.07 * row)
         _wave(painting, top, amplitude, colour, 6 + rng.uniform(-1, 1))
     if painting.scene.orb:
         for row in range(7):
-            top = horizon + 0.02 + row * (1 - horizon) / 7.5
+            top = horizon + 0.02 + row * depth / 7.5
             half = painting.orb_radius * rng.uniform(0.5, 1.05) * (1 - 0.05 * row)
             colour = mix(painting.orb_colour, water, 0.22 + 0.04 * row)
             canvas.rounded(painting.orb_x - half, top, painting.orb_x + half, top + 0.014, radius=0.007, colour=colour)

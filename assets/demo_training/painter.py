@@ -1,5 +1,5 @@
-"""Paints a scene as a flat travel poster: sky, sun or moon, clouds, then ground and subject. Those two live in
-landscapes.py and subjects.py.
+"""Paints a scene as a flat travel poster of any shape: sky, sun or moon, clouds, then ground, subject and weather.
+These three live in landscapes.py, subjects.py and weather.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from assets.demo_training.grammar import Scene
 from assets.demo_training.landscapes import GROUNDS
 from assets.demo_training.painting import SKIES, Painting
 from assets.demo_training.subjects import SUBJECTS
+from assets.demo_training.weather import behind, in_front
+
+Shape = int | tuple[int, int]  # a side, or height and width, in pixels
 
 # The horizon lies between these heights.
 HORIZONS = {
@@ -25,33 +28,39 @@ HORIZONS = {
 PUFFS = ((-0.8, 0.45), (-0.25, 0.75), (0.4, 0.6), (0.95, 0.35))
 
 
-def paint(scene: Scene, size: int = 256, supersampling: int = 3) -> np.ndarray:
-    """The picture of `scene`: [size, size, 3], uint8. The same scene is always the same picture."""
+def paint(scene: Scene, size: Shape = 256, supersampling: int = 3) -> np.ndarray:
+    """The picture of `scene`: [height, width, 3], uint8. The same scene is always the same picture."""
     painting = backdrop(scene, size, supersampling)
     painting.place_subject()
     if scene.subject != "none":
         SUBJECTS[scene.subject](painting)
+    in_front(painting)
     return finished(painting, supersampling)
 
 
-def backdrop(scene: Scene, size: int = 256, supersampling: int = 3) -> Painting:
-    """Everything but the subject, on a canvas of size x supersampling pixels a side."""
+def backdrop(scene: Scene, size: Shape = 256, supersampling: int = 3) -> Painting:
+    """Everything but the subject and the weather before it, on a canvas `supersampling` times as large as `size`."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    unit = min(rows, columns)
     rng = np.random.default_rng(scene.seed)
     # One draw for every ground, used or not, keeps the pictures of a seed what they are.
     horizon = {ground: rng.uniform(*bounds) for ground, bounds in HORIZONS.items()}[scene.ground]
-    painting = Painting(scene=scene, rng=rng, horizon=horizon)
+    height = rows / unit
+    painting = Painting(scene=scene, rng=rng, width=columns / unit, height=height, horizon=horizon * height)
     _place_orb(painting)
-    sky = Image.fromarray(_sky(painting, size)).resize((size * supersampling,) * 2, Image.Resampling.BILINEAR)
+    sky = Image.fromarray(_sky(painting, rows, columns))
+    sky = sky.resize((columns * supersampling, rows * supersampling), Image.Resampling.BILINEAR)
     painting.canvas = Canvas(sky)
     _stars_and_orb(painting)
     if scene.clouds:
         _clouds(painting)
     GROUNDS[scene.ground](painting)
+    behind(painting)
     return painting
 
 
 def finished(painting: Painting, supersampling: int = 3) -> np.ndarray:
-    """What is on the canvas, at the size that was asked for: [size, size, 3], uint8."""
+    """What is on the canvas, at the size that was asked for: [height, width, 3], uint8."""
     picture = painting.canvas.picture
     return np.asarray(picture.reduce(supersampling) if supersampling > 1 else picture)
 
@@ -64,22 +73,21 @@ def _place_orb(painting: Painting) -> None:
     if low and scene.ground == "sea":
         painting.orb_y = rng.uniform(horizon - 0.12, horizon - 0.02)
     else:
-        painting.orb_y = rng.uniform(0.3, 0.42) if low else rng.uniform(0.15, 0.26)
+        painting.orb_y = (rng.uniform(0.3, 0.42) if low else rng.uniform(0.15, 0.26)) * painting.height
     colour = PALETTE[scene.orb_colour]
     painting.orb_colour = colour if scene.orb == "sun" else mix(colour, (255, 255, 255), 0.35)
 
 
-def _sky(painting: Painting, size: int) -> np.ndarray:
-    """A gradient from the zenith to the horizon, with a glow around the sun or moon: [size, size, 3], uint8."""
+def _sky(painting: Painting, rows: int, columns: int) -> np.ndarray:
+    """A gradient from the zenith to the horizon, with a glow around the sun or moon: [rows, columns, 3], uint8."""
     scene = painting.scene
-    heights = np.linspace(0, 1, size, dtype=np.float32)[:, None] / painting.horizon
+    heights = np.linspace(0, painting.height, rows, dtype=np.float32) / painting.horizon
+    colours = [painting.weathered(colour) for _, colour in SKIES[scene.time]]
     offsets = [offset for offset, _ in SKIES[scene.time]]
-    channels = [
-        np.interp(heights[:, 0], offsets, [colour[channel] for _, colour in SKIES[scene.time]]) for channel in range(3)
-    ]
-    sky = np.repeat(np.stack(channels, -1)[:, None, :], size, 1).astype(np.float32)
+    channels = [np.interp(heights, offsets, [colour[channel] for colour in colours]) for channel in range(3)]
+    sky = np.repeat(np.stack(channels, -1)[:, None, :], columns, 1).astype(np.float32)
     if scene.orb:
-        ys, xs = np.mgrid[0:size, 0:size].astype(np.float32) / size
+        ys, xs = np.mgrid[0:rows, 0:columns].astype(np.float32) / min(rows, columns)
         distance = np.sqrt((xs - painting.orb_x) ** 2 + (ys - painting.orb_y) ** 2)
         strength = 0.5 if scene.orb == "sun" else 0.3
         glow = (np.exp(-np.maximum(distance - painting.orb_radius, 0) / 0.11) * strength)[..., None]
@@ -93,7 +101,7 @@ def _stars_and_orb(painting: Painting) -> None:
     if scene.stars:
         for _ in range(int(rng.integers(18, 34))):
             radius = rng.uniform(0.0035, 0.007)
-            x, y = rng.uniform(0, 1), rng.uniform(0, painting.horizon - 0.05)
+            x, y = rng.uniform(0, painting.width), rng.uniform(0, painting.horizon - 0.05)
             canvas.ellipse(x, y, radius, radius, (250, 248, 225))
     if scene.orb:
         x, y, radius = painting.orb_x, painting.orb_y, painting.orb_radius
@@ -104,10 +112,13 @@ def _stars_and_orb(painting: Painting) -> None:
 
 def _clouds(painting: Painting) -> None:
     scene, rng, canvas = painting.scene, painting.rng, painting.canvas
-    storm = scene.time == "storm"
+    storm = scene.time == "storm" or scene.weather == "rain"
     base = {"storm": (92, 98, 110), "sunset": (250, 170, 150)}.get(scene.time, (252, 252, 252))
-    for _ in range(int(rng.integers(4, 7)) if storm else int(rng.integers(2, 4))):
-        x, y = rng.uniform(0.02, 0.98), rng.uniform(0.06, painting.horizon * 0.5)
+    if scene.weather == "rain":
+        base = painting.on_ground((92, 98, 110))
+    count = int(rng.integers(4, 7)) if storm else int(rng.integers(2, 4))
+    for _ in range(round(count * painting.width)):
+        x, y = rng.uniform(0.02, 0.98) * painting.width, rng.uniform(0.06, painting.horizon * 0.5)
         half = rng.uniform(0.1, 0.17)
         colour = tint(base, float(rng.uniform(0.85, 1.05)))
         for offset, radius in PUFFS:

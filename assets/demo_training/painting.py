@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from assets.demo_training.canvas import PALETTE, Canvas, Colour, tint
+from assets.demo_training.canvas import PALETTE, Canvas, Colour, mix, tint
 from assets.demo_training.grammar import Scene
 
 SKIES: dict[str, list[tuple[float, Colour]]] = {  # (offset, colour) from the zenith to the horizon
@@ -33,6 +33,11 @@ SUBJECT_LIGHT = {  # brighter than the ground, so that colours can be told apart
     "night": (0.68, 0.7, 0.82),
     "storm": (0.86, 0.88, 0.9),
 }
+AIR: dict[str, tuple[Colour, float]] = {  # what weather puts between us and the sky, and how much of it
+    "rain": ((104, 116, 138), 0.6),
+    "snowfall": ((138, 152, 178), 0.55),
+    "fog": ((206, 210, 214), 0.72),
+}
 SEA = {"blue": (36, 110, 190), "green": (40, 150, 140)}
 COLUMNS = {"left": 0.24, "center": 0.5, "right": 0.76}
 
@@ -43,6 +48,8 @@ class Painting:
 
     scene: Scene
     rng: np.random.Generator
+    width: float  # of the picture; its shorter side is 1, and the unit of all lengths
+    height: float
     horizon: float
     canvas: Canvas = field(init=False)
     orb_x: float = 0.0
@@ -54,7 +61,7 @@ class Painting:
 
     def column(self, position: str) -> float:
         """Where left, center and right are."""
-        return COLUMNS[position]
+        return COLUMNS[position] * self.width
 
     def place_subject(self) -> None:
         """Draw the subject's column."""
@@ -63,7 +70,7 @@ class Painting:
     @property
     def haze(self) -> Colour:
         """The sky's colour at the horizon, into which distance fades."""
-        return SKIES[self.scene.time][-1][1]
+        return self.weathered(SKIES[self.scene.time][-1][1])
 
     @property
     def ground_colour(self) -> Colour:
@@ -74,6 +81,13 @@ class Painting:
     def sea_colour(self) -> Colour:
         """The water under the light of the day."""
         return self.on_ground(SEA[self.scene.ground_colour])
+
+    def weathered(self, colour: Colour) -> Colour:
+        """A colour of the sky as the weather shows it."""
+        if self.scene.weather not in AIR:
+            return colour
+        air, share = AIR[self.scene.weather]
+        return mix(colour, self.on_ground(air), share)
 
     def on_ground(self, colour: Colour) -> Colour:
         """`colour` as the light of the hour shows it on the ground."""

@@ -1,5 +1,5 @@
-"""The training set: pictures and the scenes behind them, drawn once into a folder and reused. Captions are made
-afresh by the trainings, several a picture.
+"""The training set: scenes, their latents, and the pictures of some of them, drawn once into a folder and reused, in
+every shape that the UNet shall know. Captions are made afresh by the trainings, several a picture.
 """
 
 from __future__ import annotations
@@ -8,42 +8,94 @@ import dataclasses
 import json
 import multiprocessing
 import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from assets.demo_training.grammar import FULL, LITE, Scene, sample_scene
+from assets.demo_training.hand_set_vae import analytic_latents
 from assets.demo_training.painter import paint
 
-CHUNK = 500  # pictures a process draws at a time; part of the recipe, because each chunk has its own seed
-SIZE = 256
+CHUNK = 100  # pictures a process draws at a time; part of the recipe, because each chunk has its own seed
+LOT_SEEDS = 10_000_000  # between the seeds of two shapes; a multiple of CHUNK
 
 
-def make_scenes(seed: int, count: int, lite: bool) -> tuple[list[Scene], np.ndarray]:
-    """`count` scenes and their pictures, [count, 256, 256, 3], uint8."""
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A size of pictures, and its part in the training set and the trainings."""
+
+    height: int  # pixels
+    width: int
+    pictures: float  # share of the training set
+    kept: float  # share of those whose pixels are kept, for the decoder
+    steps: float  # share of the UNet's steps
+    batch: float  # share of a batch, so that steps cost about the same
+
+    @property
+    def name(self) -> str:
+        """As file names say it: height x width."""
+        return f"{self.height}x{self.width}"
+
+
+SHAPES = (
+    Shape(height=256, width=256, pictures=0.58, kept=0.4, steps=0.64, batch=1),
+    Shape(height=256, width=384, pictures=0.09, kept=0.1, steps=0.06, batch=0.65),
+    Shape(height=384, width=256, pictures=0.09, kept=0.1, steps=0.06, batch=0.65),
+    Shape(height=384, width=384, pictures=0.12, kept=0.1, steps=0.12, batch=0.4),
+    Shape(height=512, width=512, pictures=0.12, kept=0.1, steps=0.12, batch=0.25),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lot:
+    """What there is of one shape; arrays are mapped, not read."""
+
+    shape: Shape
+    scenes: list[Scene]
+    latents: np.ndarray  # [scenes, 4, height / 8, width / 8], float16
+    pictures: np.ndarray  # of the first scenes: [kept, height, width, 3], uint8
+
+
+def make_scenes(seed: int, count: int, lite: bool, shape: Shape) -> tuple[list[Scene], np.ndarray]:
+    """`count` scenes and their pictures, [count, height, width, 3], uint8."""
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng, LITE if lite else FULL) for _ in range(count)]
-    return scenes, np.stack([paint(scene, SIZE) for scene in scenes])
+    fine = 3 if min(shape.height, shape.width) <= 256 else 2
+    return scenes, np.stack([paint(scene, (shape.height, shape.width), fine) for scene in scenes])
 
 
 def open_scenes(
-    folder: Path, count: int, *, lite: bool, seed: int = 0, processes: int = 1
-) -> tuple[list[Scene], np.ndarray]:
-    """The scenes and pictures of `folder`, drawn now if they are not there. Pictures are mapped, not read.
+    folder: Path, count: int, *, lite: bool, seed: int = 0, processes: int = 1, shapes: Sequence[Shape] = SHAPES
+) -> list[Lot]:
+    """The training set of `folder`, `count` scenes of all SHAPES together; what is not there of `shapes` is drawn now.
 
     Raises ValueError if the folder holds another number of pictures or the other grammar.
     """
-    pictures_file, scenes_file = folder / "scenes.npy", folder / "scenes.json"
-    if not scenes_file.exists():
-        _draw(pictures_file, scenes_file, count, lite, seed, processes)
-    content = json.loads(scenes_file.read_text(encoding="utf-8"))
-    if (len(content["scenes"]), content["lite"]) != (count, lite):
-        raise ValueError(
-            f"{folder} holds {len(content['scenes'])} pictures of the {'lite' if content['lite'] else 'full'} grammar; "
-            "ask for those, or choose another folder"
+    lots = []
+    for shape in shapes:
+        file = folder / f"scenes-{shape.name}.json"
+        if not file.exists():
+            _draw(folder, shape, count, lite, seed, processes)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if (content["count"], content["lite"]) != (count, lite):
+            raise ValueError(
+                f"{folder} holds {content['count']} pictures of the {'lite' if content['lite'] else 'full'} grammar; "
+                "ask for those, or choose another folder"
+            )
+        lots.append(
+            Lot(
+                shape=shape,
+                scenes=[Scene(**scene) for scene in content["scenes"]],
+                latents=np.load(folder / f"latents-{shape.name}.npy", mmap_mode="r"),
+                pictures=np.load(folder / f"pictures-{shape.name}.npy", mmap_mode="r"),
+            )
         )
-    return [Scene(**scene) for scene in content["scenes"]], np.load(pictures_file, mmap_mode="r")
+    return lots
 
 
 def as_tensor(pictures: np.ndarray, device: str) -> torch.Tensor:
@@ -52,22 +104,49 @@ def as_tensor(pictures: np.ndarray, device: str) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def _draw(pictures_file: Path, scenes_file: Path, count: int, lite: bool, seed: int, processes: int) -> None:
-    folder = pictures_file.parent
+def _draw(folder: Path, shape: Shape, count: int, lite: bool, seed: int, processes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    drawing = folder / f"scenes.{os.getpid()}.npy"
-    pictures = np.lib.format.open_memmap(drawing, "w+", np.uint8, (count, SIZE, SIZE, 3))
-    jobs = [(seed * 100003 + first, min(CHUNK, count - first), lite) for first in range(0, count, CHUNK)]
+    wanted = max(1, round(count * shape.pictures))
+    kept = max(1, round(wanted * shape.kept))
+    size = (wanted, 4, shape.height // 8, shape.width // 8)
+    latents, keep_latents = _open_array(folder / f"latents-{shape.name}.npy", np.float16, size)
+    size = (kept, shape.height, shape.width, 3)
+    pictures, keep_pictures = _open_array(folder / f"pictures-{shape.name}.npy", np.uint8, size)
+    base = seed * 100_003 * CHUNK + SHAPES.index(shape) * LOT_SEEDS
+    firsts = range(0, wanted, CHUNK)
+    jobs = [(base + first, min(CHUNK, wanted - first), lite, shape, max(0, kept - first)) for first in firsts]
     scenes: list[Scene] = []
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
-        for some, painted in pool.imap(_make_chunk, jobs):
-            pictures[len(scenes) : len(scenes) + len(some)] = painted
-            scenes += some
-    pictures.flush()
-    drawing.replace(pictures_file)
-    content = {"lite": lite, "scenes": [dataclasses.asdict(scene) for scene in scenes]}
-    scenes_file.write_text(json.dumps(content), encoding="utf-8")
+    with ExitStack() as stack:
+        run: Callable[..., Iterable[Any]] = map
+        if processes > 1:
+            context = multiprocessing.get_context("spawn")
+            run = stack.enter_context(context.Pool(processes, torch.set_num_threads, (1,))).imap
+        for drawn, some_latents, some_pictures in run(_make_chunk, jobs):
+            latents[len(scenes) : len(scenes) + len(drawn)] = some_latents
+            pictures[len(scenes) : len(scenes) + len(some_pictures)] = some_pictures
+            scenes += drawn
+    keep_latents()
+    keep_pictures()
+    content = {"count": count, "lite": lite, "scenes": [dataclasses.asdict(scene) for scene in scenes]}
+    writing = folder / f"scenes-{shape.name}.{os.getpid()}.json"
+    writing.write_text(json.dumps(content), encoding="utf-8")
+    writing.replace(folder / f"scenes-{shape.name}.json")
 
 
-def _make_chunk(job: tuple[int, int, bool]) -> tuple[list[Scene], np.ndarray]:
-    return make_scenes(*job)
+def _open_array(file: Path, dtype: type, size: tuple[int, ...]) -> tuple[np.ndarray, Callable[[], None]]:
+    """An array to fill, and what to call when it is full: only then it has its name."""
+    writing = file.with_suffix(f".{os.getpid()}.npy")
+    array = np.lib.format.open_memmap(writing, "w+", dtype, size)
+
+    def keep() -> None:
+        array.flush()
+        writing.replace(file)
+
+    return array, keep
+
+
+def _make_chunk(job: tuple[int, int, bool, Shape, int]) -> tuple[list[Scene], np.ndarray, np.ndarray]:
+    seed, count, lite, shape, kept = job
+    scenes, pictures = make_scenes(seed, count, lite, shape)
+    latents = torch.cat([analytic_latents(as_tensor(pictures[at : at + 10], "cpu")) for at in range(0, count, 10)])
+    return scenes, latents.half().numpy(), pictures[:kept]

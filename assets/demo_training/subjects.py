@@ -1,5 +1,5 @@
-"""The subjects: house, lighthouse, sailboat, tree, balloon, castle, windmill. Each draws itself at the painting's x,
-on the ground that landscapes.py left; y grows downwards.
+"""The subjects: house, lighthouse, sailboat, tree, balloon, castle, windmill, rocket, mushroom. Each draws itself at
+the painting's x, on the ground that landscapes.py left; y grows downwards.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def balloon(painting: Painting) -> None:
     """A hot air balloon with its basket, in the air."""
     scene, rng, canvas, x = painting.scene, painting.rng, painting.canvas, painting.x
     colour, accent = painting.on_subject(scene.colour), painting.on_subject(scene.accent)
-    y, radius = rng.uniform(0.27, 0.36), rng.uniform(0.15, 0.19)
+    y, radius = rng.uniform(0.27, 0.36) * painting.height, rng.uniform(0.15, 0.19)
 
     def envelope(width: float, paint: Colour) -> None:  # the whole balloon, or a stripe of this share of its width
         canvas.polygon(
@@ -177,7 +177,7 @@ def _earth(painting: Painting, canvas: Canvas, x: float, y: float) -> Colour:
     """What the castle stands on: the hill's colour, or whatever was drawn beside it."""
     if painting.scene.ground == "hills":
         return painting.on_ground(painting.ground_colour)
-    return canvas.colour_at(min(0.99, x), min(0.99, y))
+    return canvas.colour_at(min(painting.width - 0.01, x), min(painting.height - 0.01, y))
 
 
 def windmill(painting: Painting) -> None:
@@ -204,6 +204,56 @@ def windmill(painting: Painting) -> None:
     canvas.ellipse(x, hub, 0.018, 0.018, wood)
 
 
+# Half of a rocket's outline from the tip down: width and height, as shares of the half width and the height.
+OUTLINE = ((0, 0), (0.34, 0.1), (0.66, 0.22), (0.9, 0.38), (1, 0.56), (0.96, 0.76), (0.72, 1))
+
+
+def rocket(painting: Painting) -> None:
+    """A rocket in the air: a pointed hull, two fins, a round window and a flame."""
+    scene, rng, canvas, x = painting.scene, painting.rng, painting.canvas, painting.x
+    hull, accent = painting.on_subject(scene.colour), painting.on_subject(scene.accent)
+    height, half = rng.uniform(0.36, 0.42), rng.uniform(0.085, 0.1)
+    top = rng.uniform(0.1, 0.17) * painting.height
+    bottom = top + height
+    flame = [(x - half * 0.6, bottom), (x, bottom + 0.14), (x + half * 0.6, bottom)]
+    canvas.polygon(flame, (250, 150, 40))
+    canvas.polygon([(x - half * 0.3, bottom), (x, bottom + 0.08), (x + half * 0.3, bottom)], (255, 236, 140))
+    for side in (-1, 1):
+        fin = [(0.8, 0.62), (1.9, 0.95), (1.9, 1.1), (0.6, 0.98)]
+        colour = accent if side < 0 else darker(accent)
+        canvas.polygon([(x + side * half * u, top + height * v) for u, v in fin], colour)
+    left = [(x - half * u, top + height * v) for u, v in OUTLINE]
+    right = [(x + half * u, top + height * v) for u, v in reversed(OUTLINE)]
+    canvas.polygon(left + right, hull)
+    middle = [(x + half * 0.35 * u, top + height * v) for u, v in OUTLINE]
+    canvas.polygon(middle + right, darker(hull))
+    nose = [(x + sign * half * u, top + height * v) for sign in (-1, 1) for u, v in OUTLINE[:3][::sign]]
+    canvas.polygon(nose, accent)
+    canvas.ellipse(x, top + height * 0.45, half * 0.5, half * 0.5, painting.on_subject((70, 70, 78)))
+    canvas.ellipse(x, top + height * 0.45, half * 0.36, half * 0.36, painting.window)
+
+
+# Dots of a mushroom's cap: offset and radius, as shares of its half width; y as a share of its height.
+DOTS = ((-0.6, 0.28, 0.12), (-0.18, 0.62, 0.15), (0.28, 0.3, 0.14), (0.66, 0.2, 0.1), (0.36, 0.72, 0.1))
+
+
+def mushroom(painting: Painting) -> None:
+    """A giant mushroom: a pale stem, a domed cap with dots."""
+    scene, rng, canvas, x = painting.scene, painting.rng, painting.canvas, painting.x
+    cap, dots = painting.on_subject(scene.colour), painting.on_subject(scene.accent)
+    stem = painting.on_subject((238, 226, 200))
+    half, dome, height = rng.uniform(0.19, 0.23), rng.uniform(0.17, 0.2), rng.uniform(0.17, 0.21)
+    base = painting.footing(x) + 0.08
+    brim = base - height
+    canvas.polygon([(x - 0.075, base), (x - 0.05, brim), (x + 0.05, brim), (x + 0.075, base)], stem)
+    canvas.polygon([(x + 0.03, base), (x + 0.02, brim), (x + 0.05, brim), (x + 0.075, base)], darker(stem))
+    canvas.ellipse(x, brim, half, 0.035, darker(cap))
+    angles = [math.pi * step / 24 for step in range(25)]
+    canvas.polygon([(x - half * math.cos(angle), brim - dome * math.sin(angle)) for angle in angles], cap)
+    for right, up, radius in DOTS:
+        canvas.ellipse(x + right * half, brim - up * dome, radius * half, radius * half * 0.85, dots)
+
+
 SUBJECTS: dict[str, Callable[[Painting], None]] = {
     "house": house,
     "lighthouse": lighthouse,
@@ -212,4 +262,6 @@ SUBJECTS: dict[str, Callable[[Painting], None]] = {
     "balloon": balloon,
     "castle": castle,
     "windmill": windmill,
+    "rocket": rocket,
+    "mushroom": mushroom,
 }

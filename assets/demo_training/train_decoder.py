@@ -1,7 +1,7 @@
 """Trains the decoder of the hand-set autoencoder: whole pictures, L1 on pixels and on their differences. The encoder
 is never trained, so latents cost an average pooling and train_unet.py can run at the same time.
 
-    python -m assets.demo_training.train_decoder --folder build/demo --minutes 28
+    python -m assets.demo_training.train_decoder --folder build/demo --minutes 28 --start-from assets/demo_model
 
 Stop it at will: the same command goes on where it was.
 """
@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from assets.demo_training import checkpoint
+from assets.demo_training import checkpoint, start
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae, protect_constants
-from assets.demo_training.scenes import as_tensor, open_scenes
+from assets.demo_training.scenes import SHAPES, as_tensor, make_scenes, open_scenes
 
 SAVE_SECONDS = 240.0
+HELD_OUT = 12  # pictures, 256 x 256, that the decoder is measured on and never sees
+HELD_OUT_SEED = 20_240_301  # no multiple of scenes.CHUNK
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,10 +32,14 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="everything is read and written here")
     parser.add_argument("--pictures", type=int, default=24000, help="size of the training set")
     parser.add_argument("--lite", action="store_true", help="half of the grammar, for a short training")
+    parser.add_argument("--square", action="store_true", help="256 x 256 only, and none of the other shapes")
+    parser.add_argument("--start-from", type=Path, help="a pipeline folder, whose decoder is trained further")
     parser.add_argument("--minutes", type=float, default=28, help="of training, all runs together")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps even if time is left")
     parser.add_argument("--batch", type=int, default=1, help="pictures a step")
     parser.add_argument("--lr", type=float, default=3e-4, help="1e-3 destroys the hand-set decoder at once")
+    parser.add_argument("--decay-from", type=float, default=0.5, help="share of the time after which the rate falls")
+    parser.add_argument("--bfloat16", action="store_true", help="where the machine is quick at it")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(arguments)
@@ -51,8 +57,13 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     folder, device = options.folder, options.device
-    _, pictures = open_scenes(folder, options.pictures, lite=options.lite, processes=options.threads)
+    shapes = SHAPES[:1] if options.square else SHAPES
+    lots = open_scenes(folder, options.pictures, lite=options.lite, processes=options.threads, shapes=shapes)
+    weights = np.array([len(lot.pictures) for lot in lots]) / sum(len(lot.pictures) for lot in lots)
+    _, unseen = make_scenes(HELD_OUT_SEED, HELD_OUT, options.lite, SHAPES[0])
     vae = build_vae().to(device).train()
+    if options.start_from:
+        start.copy_weights(options.start_from, {"vae": vae})
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
     vae.to(memory_format=torch.channels_last)
@@ -66,29 +77,35 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
     if state.exists():
         progress = checkpoint.load(state, modules, average, [optimizer])
         step, spent = progress["step"], progress["seconds"]
+    low_precision = start.has_fast_bfloat16(device)
 
     def save() -> AutoencoderKL:
         averaged = copy.deepcopy(vae).eval()
         average.copy_to({"vae": averaged})
         averaged.save_pretrained(folder / "vae")
-        checkpoint.save(state, modules, average, [optimizer], {"step": step, "seconds": time.monotonic() - start})
+        checkpoint.save(state, modules, average, [optimizer], {"step": step, "seconds": time.monotonic() - began})
+        print(f"step {step}: {psnr(averaged, unseen, device):.2f} dB on {HELD_OUT} unseen pictures", flush=True)
         return averaged
 
     torch.manual_seed(step)  # a resumed training must not see the same noise again
     rng = np.random.default_rng(step)
-    start = time.monotonic() - spent
+    began = time.monotonic() - spent
     saved, smoothed = time.monotonic(), 0.0
-    while (share := (time.monotonic() - start) / (options.minutes * 60)) < 1 and step < options.steps:
-        decay = 1 if share < 0.5 else max(0.02, (1 - share) / 0.5)
+    while (share := (time.monotonic() - began) / (options.minutes * 60)) < 1 and step < options.steps:
+        if start.stopping.is_set():
+            break
+        decay = 1 if share < options.decay_from else max(0.02, (1 - share) / (1 - options.decay_from))
         optimizer.param_groups[0]["lr"] = options.lr * min(1, (step + 1) / 100) * decay
+        pictures = lots[int(rng.choice(len(lots), p=weights))].pictures
         chosen = pictures[np.sort(rng.integers(0, len(pictures), options.batch))]
         flipped = chosen[:, :, ::-1] if rng.random() < 0.5 else chosen
-        target = as_tensor(flipped, device)  # [B, 3, 256, 256]
+        target = as_tensor(flipped, device)  # [B, 3, H, W]
         latents = analytic_latents(target)
         # The UNet's latents are never exact: learn to decode them with a little noise, of varying strength.
         strength = 0.1 * torch.rand(options.batch, 1, 1, 1, device=device)
         latents = latents + 0.03 * torch.randn_like(latents) + strength * torch.randn_like(latents)
-        made = vae.decode(latents).sample
+        with torch.autocast(device, torch.bfloat16, enabled=options.bfloat16 and low_precision):
+            made = vae.decode(latents).sample.float()
         pixel_loss = (made - target).abs().mean()
         loss = pixel_loss + 0.5 * difference_loss(made, target)
         optimizer.zero_grad(set_to_none=True)
@@ -99,22 +116,24 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
         average.update(min(0.995, step / (step + 10)))
         smoothed += (pixel_loss.item() - smoothed) * max(0.03, 1 / step)
         if step % 25 == 0:
-            print(f"step {step}, {time.monotonic() - start:.0f} s, L1 {smoothed:.4f}", flush=True)
+            print(f"step {step}, {time.monotonic() - began:.0f} s, L1 {smoothed:.4f}", flush=True)
         if time.monotonic() - saved > SAVE_SECONDS:
             saved = time.monotonic()
             save()
-    averaged = save()
-    print(f"{psnr(averaged, pictures[:16], device):.1f} dB on 16 training pictures")
-    return averaged
+    return save()
 
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> float:
-    """Of decoded latents against the pictures, in dB."""
-    target = as_tensor(pictures, device)
-    made = vae.decode(analytic_latents(target)).sample.clamp(-1, 1)
-    return float(-10 * torch.log10(((made - target) / 2).pow(2).mean()))
+    """Of decoded latents against the pictures, in dB, the mean of all."""
+    values = []
+    for one in pictures:
+        target = as_tensor(one[None], device)
+        made = vae.decode(analytic_latents(target)).sample.clamp(-1, 1)
+        values.append(-10 * torch.log10(((made - target) / 2).pow(2).mean()))
+    return float(torch.stack(values).mean())
 
 
 if __name__ == "__main__":
+    start.listen()
     train(parse_options())

@@ -1,7 +1,8 @@
-"""Trains the UNet and both text encoders together, from scratch: v-prediction on SDXL's noise schedule, Muon for
-matrices and AdamW for the rest, and saves a pipeline with whatever decoder train_decoder.py has by then.
+"""Trains the UNet and both text encoders together, from scratch or from another pipeline: v-prediction on SDXL's noise
+schedule, Muon for matrices and AdamW for the rest, and saves a pipeline with whatever decoder train_decoder.py has by
+then.
 
-    python -m assets.demo_training.train_unet --folder build/demo --minutes 52
+    python -m assets.demo_training.train_unet --folder build/demo --minutes 52 --start-from assets/demo_model
 
 Stop it at will: the same command goes on where it was.
 """
@@ -20,13 +21,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 
-from assets.demo_training import checkpoint
+from assets.demo_training import checkpoint, start
+from assets.demo_training.crew import Crew
 from assets.demo_training.export import save_pipeline
 from assets.demo_training.hand_set_vae import build_vae
 from assets.demo_training.lessons import Batch, Lessons
 from assets.demo_training.muon import Muon
-from assets.demo_training.scenes import open_scenes
+from assets.demo_training.scenes import SHAPES, open_scenes
 from assets.demo_training.text import build_encoders, build_tokenizers, encode_text, load_tokenizers
 
 EMPTY, ZEROS = 0.03, 0.08  # shares of prompts replaced by the encoded empty prompt, and by zeros
@@ -55,13 +58,15 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="everything is read and written here")
     parser.add_argument("--pictures", type=int, default=24000, help="size of the training set")
     parser.add_argument("--lite", action="store_true", help="half of the grammar, for a short training")
+    parser.add_argument("--square", action="store_true", help="256 x 256 only, and none of the other shapes")
+    parser.add_argument("--start-from", type=Path, help="a pipeline folder: its UNet, encoders and tokenizers")
     parser.add_argument("--preset", choices=PRESETS, default="xs")
     parser.add_argument("--minutes", type=float, default=52, help="of training, all runs together")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps even if time is left")
     parser.add_argument("--batch", type=int, default=16, help="pictures a step")
     parser.add_argument("--lr", type=float, default=3e-3, help="of Muon")
     parser.add_argument("--lr-adamw", type=float, default=1e-3)
-    parser.add_argument("--decay-from", type=float, default=0.5, help="share of the time at full learning rate")
+    parser.add_argument("--decay-from", type=float, default=0.5, help="share of the time after which the rates fall")
     parser.add_argument("--average", type=float, default=0.998, help="decay of the weights' running average")
     parser.add_argument("--save-minutes", type=float, default=6.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -112,9 +117,17 @@ class Learner:
             "text_encoder": encoder,
             "text_encoder_2": encoder_2,
         }
+        if options.start_from:
+            start.copy_weights(options.start_from, self.modules)
         for module in self.modules.values():
             module.to(self.device).train()
-        self.unet.to(memory_format=torch.channels_last)
+        self.low_precision = start.has_fast_bfloat16(self.device)
+        # oneDNN's bfloat16 convolutions are faster in the plain layout.
+        plain = self.low_precision and self.device == "cpu"
+        self.layout = torch.contiguous_format if plain else torch.channels_last
+        self.unet.to(memory_format=self.layout)
+        if self.device == "cpu":  # where the backward pass of fused attention is slower than plain products
+            self.unet.set_attn_processor(AttnProcessor())
         self.run_unet = torch.compile(self.unet) if options.compile else self.unet
         matrices: list[torch.nn.Parameter] = []
         others: list[torch.nn.Parameter] = []
@@ -141,15 +154,15 @@ class Learner:
         luck = torch.rand(count, device=self.device)
         without_words = (luck < EMPTY)[:, None]
         without_prompt = ((luck >= EMPTY) & (luck < EMPTY + ZEROS)).float()
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
-            context, pooled = encode_text(
-                self.encoder,
-                self.encoder_2,
-                torch.where(without_words, empty[0], batch.ids),
-                torch.where(without_words, empty[1], batch.ids_2),
-            )
+        context, pooled = encode_text(
+            self.encoder,
+            self.encoder_2,
+            torch.where(without_words, empty[0], batch.ids),
+            torch.where(without_words, empty[1], batch.ids_2),
+        )
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.low_precision):
             made = self.run_unet(
-                noisy.contiguous(memory_format=torch.channels_last),
+                noisy.contiguous(memory_format=self.layout),
                 times,
                 context * (1 - without_prompt[:, None, None]),
                 added_cond_kwargs={"text_embeds": pooled * (1 - without_prompt[:, None]), "time_ids": batch.sizes},
@@ -175,7 +188,7 @@ class History:
     """Running mean loss for each quarter of the noise schedule."""
 
     def __init__(self, rows: list[list[float]]) -> None:
-        self.rows = rows  # step, minutes, mean, and the four quarters from little to much noise
+        self.rows = rows  # step, minutes, mean, the four quarters from little to much noise, pictures seen
         self._sums = np.zeros((4, 2))
 
     def add(self, losses: torch.Tensor, times: torch.Tensor) -> None:
@@ -185,62 +198,79 @@ class History:
             chosen = values[quarters == quarter]
             self._sums[quarter] = self._sums[quarter] * 0.97 + [chosen.sum(), len(chosen)]
 
-    def note(self, step: int, minutes: float) -> list[float]:
+    def note(self, step: int, minutes: float, seen: int) -> list[float]:
         """Append and return a row."""
         means = self._sums[:, 0] / np.maximum(self._sums[:, 1], 1e-9)
-        self.rows.append([step, round(minutes, 2), *(round(float(mean), 4) for mean in (means.mean(), *means))])
+        self.rows.append([step, round(minutes, 2), *(round(float(mean), 4) for mean in (means.mean(), *means)), seen])
         return self.rows[-1]
 
 
+def _make_tokenizers(options: argparse.Namespace) -> None:
+    if options.start_from:
+        start.copy_tokenizers(options.start_from, options.folder)
+    elif not (options.folder / "tokenizer_2" / "tokenizer_config.json").exists():
+        build_tokenizers(options.folder)
+
+
 def train(options: argparse.Namespace) -> list[list[float]]:
-    """Train, save to `folder`/pipeline, return the history's rows."""
+    """Train, save to `folder`/pipeline, return the history's rows. In a torchrun group all processes train together,
+    and rank 0 keeps the books.
+    """
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    folder = options.folder
-    scenes, pictures = open_scenes(folder, options.pictures, lite=options.lite, processes=options.threads)
-    if not (folder / "tokenizer_2" / "tokenizer_config.json").exists():
-        build_tokenizers(folder)
+    folder, crew = options.folder, Crew()
+    shapes = SHAPES[:1] if options.square else SHAPES
+    lots = crew.first(
+        lambda: open_scenes(folder, options.pictures, lite=options.lite, processes=options.threads, shapes=shapes)
+    )
+    crew.first(lambda: _make_tokenizers(options))
     learner = Learner(options, len(load_tokenizers(folder)[0]))
     state = folder / "unet_state.safetensors"
-    progress: dict[str, Any] = {"step": 0, "minutes": 0.0, "history": []}
+    progress: dict[str, Any] = {"step": 0, "seen": 0, "minutes": 0.0, "history": []}
     if state.exists():
         progress = checkpoint.load(state, learner.modules, learner.average, learner.optimizers)
-    history, step = History(progress["history"]), progress["step"]
-    # A resumed training must not see the first batches and their noise again.
-    torch.manual_seed(options.seed + step)
-    lessons = Lessons(folder, scenes, pictures, options.device, options.seed + step)
+    history, step, seen, fresh = History(progress["history"]), progress["step"], progress["seen"], 0
+    # A resumed training must not see the first batches and their noise again, nor a process those of another.
+    torch.manual_seed(options.seed + step + 1_000_003 * crew.rank)
+    lessons = Lessons(folder, lots, options.device, options.seed + step + 1_000_003 * crew.rank)
 
     def minutes() -> float:
-        return (time.monotonic() - start) / 60
+        return (time.monotonic() - began) / 60
 
     def save() -> None:
-        now = {"step": step, "minutes": minutes(), "history": history.rows}
+        now = {"step": step, "seen": seen, "minutes": minutes(), "history": history.rows}
         checkpoint.save(state, learner.modules, learner.average, learner.optimizers, now)
         (folder / "losses.json").write_text(json.dumps(history.rows), encoding="utf-8")
         averaged = {name: copy.deepcopy(module).eval() for name, module in learner.modules.items()}
         learner.average.copy_to(averaged)
         has_decoder = (folder / "vae" / "config.json").exists()
         vae = AutoencoderKL.from_pretrained(folder / "vae") if has_decoder else build_vae()
+        if options.start_from and not has_decoder:
+            start.copy_weights(options.start_from, {"vae": vae})
         save_pipeline(folder / "pipeline", vae=vae, tokenizer_folder=folder, **averaged)
 
-    start = time.monotonic() - progress["minutes"] * 60
-    saved = time.monotonic()
-    while (share := minutes() / options.minutes) < 1 and step < options.steps:
-        losses, times = learner.losses(lessons.draw(options.batch), lessons.empty)
-        learner.learn(losses.mean(), step, share)
-        step += 1
+    began = time.monotonic() - progress["minutes"] * 60
+    saved, end = time.monotonic(), False
+    while not end:
+        batch = lessons.draw(options.batch)
+        losses, times = learner.losses(batch, lessons.empty)
+        learner.learn(losses.mean(), step, min(1, minutes() / options.minutes))
+        step, fresh = step + 1, fresh + len(batch.latents)
         history.add(losses, times)
-        if step % 50 == 0 or step == options.steps:
-            row = history.note(step, minutes())
-            print(
-                f"step {step}, {row[1]} min, {step * options.batch} pictures seen, v-MSE {row[2]} {row[3:]}", flush=True
-            )
-        if time.monotonic() - saved > options.save_minutes * 60:
+        over = minutes() >= options.minutes or step >= options.steps or start.stopping.is_set()
+        if crew.due:
+            end, some = crew.meet(learner.params, end=over, done=fresh)
+            seen, fresh = seen + some, 0
+        if crew.rank == 0 and (step % 50 == 0 or end):
+            row = history.note(step, minutes(), seen)
+            print(f"step {step}, {row[1]} min, {seen} pictures seen, v-MSE {row[2]} {row[3:7]}", flush=True)
+        if crew.rank == 0 and (end or time.monotonic() - saved > options.save_minutes * 60):
             saved = time.monotonic()
             save()
-    save()
+    crew.close()
     return history.rows
 
 
 if __name__ == "__main__":
+    start.listen()
     train(parse_options())

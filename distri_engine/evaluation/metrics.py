@@ -26,6 +26,7 @@ QUESTIONS = {
     "colour": "its colour right",
     "time": "time of day right",
     "ground": "ground right",
+    "weather": "weather right",
     "orb": "sun or moon right",
 }
 COUNT, DOUBLED = "subjects", "2+"  # the judge's head that counts, and its answer of two or more
@@ -149,7 +150,7 @@ def _right(verdict: Verdict, scenes: Sequence[Mapping[str, Any]]) -> dict[str, l
         question: [
             answer[question] == scene[question]
             for answer, scene in zip(verdict.answers, scenes, strict=True)
-            if scene[question] is not None and (question != "colour" or scene["subject"] != "none")
+            if scene.get(question) is not None and (question != "colour" or scene["subject"] != "none")
         ]
         for question in QUESTIONS
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from assets.demo_training.held_out import COUNT, SEED, held_out, write
+from assets.demo_training.grammar import FULL, LITE, Grammar
+from assets.demo_training.held_out import COUNT, SEED, described, held_out, write
 from assets.demo_training.painter import paint
 from assets.demo_training.scenes import CHUNK
 
@@ -22,7 +22,7 @@ def test_captions_and_scenes_come_out_again() -> None:
     lines = (FOLDER / "captions.txt").read_text(encoding="utf-8").splitlines()
     assert lines == [text for text, _ in made]
     assert json.loads((FOLDER / "scenes.json").read_text(encoding="utf-8")) == [
-        {"caption": text, **dataclasses.asdict(scene)} for text, scene in made
+        described(text, scene) for text, scene in made
     ]
     assert [path.name for path in sorted((FOLDER / "pictures").iterdir())] == [f"{i:04d}.png" for i in range(COUNT)]
     assert len(lines) == COUNT == 40
@@ -45,7 +45,16 @@ def test_training_drew_other_scenes() -> None:
     assert SEED % CHUNK
 
 
-def test_captions_leave_nothing_out() -> None:
+def test_weather_is_asked_for_where_the_caption_says_it() -> None:
+    said = [(text, scene, described(text, scene)["weather"]) for text, scene in held_out(300, FULL)]
+    for text, scene, weather in said:
+        assert weather in (None, scene.weather), text
+        assert weather or scene.weather in ("clear", "cloudy"), f"{text} hides its {scene.weather}"
+    assert np.mean([weather is not None for _, _, weather in said]) > 0.75
+
+
+@pytest.mark.parametrize("grammar", [LITE, FULL])
+def test_captions_leave_nothing_out(grammar: Grammar) -> None:
     words = {
         "house": ("house", "cottage"),
         "sailboat": ("boat",),
@@ -56,12 +65,15 @@ def test_captions_leave_nothing_out() -> None:
         "mountains": ("mountains",),
         "night": ("night",),
         "sunset": ("sunset", "dusk", "evening"),
+        "dawn": ("dawn", "sunrise", "morning"),
+        "storm": ("storm", "dark clouds", "grey cloudy sky"),
         "day": ("day", "noon", "blue sky", "white clouds"),
+        "desert": ("desert", "sand"),
     }
-    for text, scene in held_out(200):
+    for text, scene in held_out(200, grammar):
         for attribute in ("subject", "ground", "time"):
             value = getattr(scene, attribute)
-            assert value == "none" or any(word in text for word in words[value]), text
+            assert value == "none" or any(word in text for word in words.get(value, (value,))), text
         assert scene.subject == "none" or scene.colour in text, text
         assert scene.orb is None or (scene.orb in text and scene.orb_colour in text), text
 

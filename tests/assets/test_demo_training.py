@@ -4,6 +4,7 @@ the two trainings learn, go on after an interruption and save a pipeline that op
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -13,20 +14,24 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from assets.demo_training import train_decoder, train_unet
 from assets.demo_training.captions import caption
-from assets.demo_training.grammar import FULL, LITE, Grammar, sample_scene
+from assets.demo_training.crew import Crew
+from assets.demo_training.grammar import FULL, LITE, PLAIN, SUBJECTS, WEATHERS, Grammar, sample_scene
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae
+from assets.demo_training.lessons import Lessons
 from assets.demo_training.painter import paint
-from assets.demo_training.scenes import open_scenes
+from assets.demo_training.scenes import SHAPES, as_tensor, open_scenes
 from assets.demo_training.text import PADS, build_tokenizers
+from tests.support.gang import run_on_ranks
 
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "assets" / "demo_model"
 
 
-@pytest.mark.parametrize(("grammar", "first_row", "count"), [(FULL, 0, 32), (LITE, 4, 8)])
+@pytest.mark.parametrize(("grammar", "first_row", "count"), [(PLAIN, 0, 32), (LITE, 4, 8)])
 def test_same_pictures(grammar: Grammar, first_row: int, count: int) -> None:
     """Against pictures that the generator of the embedded model's training drew."""
     sheet = np.asarray(Image.open(HERE / "scenes.png")).astype(int)
@@ -39,12 +44,32 @@ def test_same_pictures(grammar: Grammar, first_row: int, count: int) -> None:
         assert (difference > 0).mean() < 0.001, f"scene {index}"
 
 
-@pytest.mark.parametrize(("grammar", "digest"), [(FULL, "7b1cb00121f88b36"), (LITE, "3c9922151dbf29b9")])
+@pytest.mark.parametrize(
+    ("grammar", "digest"), [(PLAIN, "7b1cb00121f88b36"), (LITE, "3c9922151dbf29b9"), (FULL, "eaff756cd6603e9f")]
+)
 def test_same_captions(grammar: Grammar, digest: str) -> None:
     scene_rng, rng = np.random.default_rng(11), np.random.default_rng(12)
     scenes = [sample_scene(scene_rng, grammar) for _ in range(300)]
     captions = "\n".join(caption(scene, rng) for scene in scenes)
     assert hashlib.sha256(captions.encode()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 96), (96, 64)])
+def test_every_subject_and_weather_in_every_shape(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(5)
+    drawn: dict[str, set[str]] = {"subject": set(), "weather": set()}
+    for scene in (sample_scene(rng, FULL) for _ in range(120)):
+        if {scene.subject} <= drawn["subject"] and {scene.weather} <= drawn["weather"]:
+            continue
+        picture = paint(scene, shape)
+        assert picture.shape == (*shape, 3)
+        assert (picture == paint(scene, shape)).all(), "the same scene is the same picture"
+        plain = {"subject": {"subject": "none"}, "weather": {"weather": "clear", "clouds": False}}
+        for name, seen in drawn.items():
+            changed = dataclasses.replace(scene, **plain[name])
+            assert changed == scene or (picture != paint(changed, shape)).any(), scene
+            seen.add(getattr(scene, name))
+    assert drawn == {"subject": set(SUBJECTS), "weather": set(WEATHERS)}
 
 
 def test_same_vocabulary_as_the_model(tmp_path: Path) -> None:
@@ -73,19 +98,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[f
     threads = torch.get_num_threads()
     try:
         train_decoder.train(train_decoder.parse_options([*common, "--steps", "2"]))
-        train_unet.train(train_unet.parse_options([*common, "--batch", "4", "--lr", "0.01", "--steps", "4"]))
-        rows = train_unet.train(train_unet.parse_options([*common, "--batch", "4", "--lr", "0.01", "--steps", "36"]))
+        words = [*common, "--batch", "4", "--lr", "0.01"]
+        train_unet.train(train_unet.parse_options([*words, "--steps", "4"]))
+        rows = train_unet.train(train_unet.parse_options([*words, "--steps", "36"]))
     finally:
         torch.set_num_threads(threads)
     return folder, rows
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)  # 15 seconds on a machine of its own
 def test_training_learns_and_resumes(trained: tuple[Path, list[list[float]]]) -> None:
     _, rows = trained
     assert [row[0] for row in rows] == [4, 36], "the second run went on where the first one stopped"
     assert rows[1][1] >= rows[0][1], "the clock went on too"
     assert rows[1][2] < 0.9 * rows[0][2], "v-MSE fell"
+    assert 0 < rows[0][-1] < rows[1][-1] < 36 * 4, "batches of larger pictures are smaller"
 
 
 def test_trained_pipeline_opens_plainly(trained: tuple[Path, list[list[float]]]) -> None:
@@ -100,6 +127,56 @@ def test_trained_pipeline_opens_plainly(trained: tuple[Path, list[list[float]]])
             assert (folder / "pipeline" / path).read_text() == (MODEL / path).read_text()
 
 
+def test_a_training_starts_from_another_pipeline(trained: tuple[Path, list[list[float]]], tmp_path: Path) -> None:
+    """No step changes nothing; one step makes batches of every shape and leaves a model that is nearly the first."""
+    for part in trained[0].iterdir():
+        if part.suffix in (".json", ".npy"):
+            (tmp_path / part.name).symlink_to(part)
+    words = ["--folder", str(tmp_path), "--pictures", "32", "--lite", "--threads", "1", "--batch", "2"]
+    rows = train_unet.train(train_unet.parse_options([*words, "--steps", "1", "--start-from", str(MODEL)]))
+    assert rows[0][2] < 0.5, "a model that begins anew would have a v-MSE of about 1"
+    for name in ("unet", "vae"):
+        file = Path(name, "diffusion_pytorch_model.safetensors")
+        ours, theirs = load_file(tmp_path / "pipeline" / file), load_file(MODEL / file)
+        assert ours.keys() == theirs.keys()
+        assert max(float((ours[key].float() - theirs[key].float()).abs().max()) for key in ours) < 0.02, name
+
+
+def test_lessons_come_in_every_shape_and_tell_their_size(trained: tuple[Path, list[list[float]]]) -> None:
+    lots = open_scenes(trained[0], 32, lite=True)
+    lessons = Lessons(trained[0], lots, "cpu", 0)
+    drawn, true = set(), []
+    for batch in (lessons.draw(8) for _ in range(150)):
+        height, width = (8 * side for side in batch.latents.shape[2:])
+        drawn.add((height, width))
+        assert torch.equal(batch.sizes[:, 2:4], torch.zeros(len(batch.latents), 2))
+        true += [bool((sizes[[0, 1, 4, 5]] == torch.tensor([height, width] * 2)).all()) for sizes in batch.sizes]
+    assert drawn == {(shape.height, shape.width) for shape in SHAPES}
+    assert 0.75 < np.mean(true) < 0.95
+    for lot in lots:  # what is kept are the pictures behind the latents
+        latents = analytic_latents(as_tensor(lot.pictures[:1], "cpu"))
+        assert latents.shape[1:] == lot.latents.shape[1:]
+        torch.testing.assert_close(latents, torch.from_numpy(lot.latents[:1].copy()).float(), atol=2e-3, rtol=2e-3)
+
+
 def test_another_training_set_is_refused(trained: tuple[Path, list[list[float]]]) -> None:
     with pytest.raises(ValueError, match="holds 32 pictures of the lite grammar"):
         open_scenes(trained[0], 64, lite=True)
+
+
+def test_processes_that_train_together_end_with_one_model() -> None:
+    weights = run_on_ranks(2, meetings)
+    for tensor, other in zip(*(given for given, _, _ in weights), strict=True):
+        torch.testing.assert_close(tensor, torch.full_like(tensor, 0.5), atol=0, rtol=0)
+        assert torch.equal(tensor, other)
+    assert [end for _, end, _ in weights] == [True, True], "rank 0 says when it is over"
+    assert [done for _, _, done in weights] == [11, 11]
+
+
+def meetings() -> tuple[list[torch.Tensor], bool, int]:
+    """On a rank: two tensors full of its number, after a meeting."""
+    crew = Crew()
+    tensors = [torch.full((2, 3), float(crew.rank)), torch.full((4,), float(crew.rank))]
+    end, done = crew.meet(tensors, end=crew.rank == 0, done=5 + crew.rank)
+    crew.close()
+    return tensors, end, done

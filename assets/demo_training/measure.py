@@ -1,0 +1,165 @@
+"""Measures a pipeline on captions that it has not seen: how often its pictures show what was asked for, by sampler, and
+how far naive patches and DistriFusion are from one device. Prints a table and writes a JSON file.
+
+    python -m assets.demo_training.measure --pipeline build/demo/pipeline --folder outputs/measured
+
+What is shown is the judge's word (assets/demo_judge); pictures that are there already are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from assets.demo_training.grammar import FULL, LITE
+from assets.demo_training.held_out import described, held_out
+
+ROOT = Path(__file__).resolve().parents[2]
+JUDGE = ROOT / "assets" / "demo_judge" / "judge.safetensors"
+EQUAL = 100.0  # dB, of pictures without any difference: JSON has no infinity
+QUESTIONS = ("subject", "colour", "time", "ground", "weather")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A row of the table: how its pictures are made."""
+
+    title: str
+    ranks: int = 1  # that make a picture together
+    config: dict[str, Any] | None = None  # of DistriConfig; None: plain diffusers
+    steps: int = 30
+    scheduler: str = "ddim"
+
+
+PAPER, EXTRAPOLATED = {"mode": "corrected_async_gn"}, {"mode": "extrapolated"}
+NAIVE = {"parallelism": "naive_patch"}
+RUNS = {
+    "single": Run(title="one device"),
+    "patch-2": Run(title="DistriFusion", ranks=2, config=PAPER),
+    "patch-4": Run(title="DistriFusion", ranks=4, config=PAPER),
+    "extrapolated-2": Run(title="DistriFusion, extrapolated", ranks=2, config=EXTRAPOLATED),
+    "extrapolated-4": Run(title="DistriFusion, extrapolated", ranks=4, config=EXTRAPOLATED),
+    "naive-2": Run(title="naive patches", ranks=2, config=NAIVE),
+    "naive-4": Run(title="naive patches", ranks=4, config=NAIVE),
+    "ddim-20": Run(title="DDIM, 20 steps", steps=20),
+    "euler-20": Run(title="Euler, 20 steps", steps=20, scheduler="euler"),
+    "dpm-20": Run(title="DPM-Solver++, 20 steps", steps=20, scheduler="dpm-solver"),
+    "dpm-10": Run(title="DPM-Solver++, 10 steps", steps=10, scheduler="dpm-solver"),
+}
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Measure how well a demo pipeline follows its captions.")
+    parser.add_argument("--pipeline", type=Path, default=Path("assets/demo_model"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path("outputs/measured"), help="pictures and table.json go there"
+    )
+    parser.add_argument("--count", type=int, default=200, help="captions")
+    parser.add_argument("--full", action="store_true", help="captions of the full grammar, not its half")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--processes", type=int, default=2, help="that share the captions where ranks do not")
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", type=int, default=20, help="captions made at once")
+    parser.add_argument("--judge", type=Path, default=JUDGE, help="it must know the grammar of the captions")
+    return parser.parse_args(arguments)
+
+
+def make(options: argparse.Namespace, name: str, captions: list[str]) -> None:
+    """Make the pictures of a run that are not there yet."""
+    run, folder = RUNS[name], options.folder / name
+    if all((folder / f"{index:04d}.png").exists() for index in range(len(captions))):
+        return
+    task = {
+        "pipeline": str(options.pipeline),
+        "folder": str(folder),
+        "captions": captions,
+        "steps": run.steps,
+        "scheduler": run.scheduler,
+        "height": options.size[0],
+        "width": options.size[1],
+        "batch": options.batch,
+        "config": run.config,
+    }
+    ranks = run.ranks if run.config else options.processes
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+    words = [sys.executable, *torchrun, "-m", "assets.demo_training.measured_pictures", json.dumps(task)]
+    environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"} | os.environ
+    subprocess.run(words, check=True, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+
+
+def row(options: argparse.Namespace, name: str, scenes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the judge says of a run's pictures, in percent, and their PSNR to one device's, in dB."""
+    from distri_engine.evaluation.judge import judged, load_judge
+    from distri_engine.evaluation.likeness import pixels, psnr
+
+    files = [options.folder / name / f"{index:04d}.png" for index in range(len(scenes))]
+    answers = judged(load_judge(options.judge), files).answers
+    hits = {question: right(answers, scenes, question) for question in QUESTIONS}
+    everything = [hit for some in hits.values() for hit in some]
+    there = [answer["subjects"] for answer, scene in zip(answers, scenes, strict=True) if scene["subject"] != "none"]
+    figures = {"attributes": share(everything), **{question: share(some) for question, some in hits.items()}}
+    figures["doubled"] = share([count == "2+" for count in there])
+    result: dict[str, Any] = {"run": name, **dataclasses.asdict(RUNS[name]), "of": len(scenes), **figures}
+    alone = options.folder / "single"
+    if RUNS[name].config and (alone / files[-1].name).exists():
+        values = [min(EQUAL, psnr(pixels(file), pixels(alone / file.name))) for file in files]
+        result |= {"psnr": round(median(values), 2), "worst": round(min(values), 2)}
+    return result
+
+
+def right(answers: tuple[dict[str, str], ...], scenes: list[dict[str, Any]], question: str) -> list[bool]:
+    """Whether each answer is what its caption asked for, where that was asked."""
+    return [
+        answer[question] == scene[question]
+        for answer, scene in zip(answers, scenes, strict=True)
+        if scene[question] is not None and (question != "colour" or scene["subject"] != "none")
+    ]
+
+
+def share(hits: list[bool]) -> float:
+    """In percent."""
+    return round(100 * sum(hits) / max(1, len(hits)), 1)
+
+
+def line(figures: dict[str, Any]) -> str:
+    """A row in Markdown."""
+    psnr = f"{figures['psnr']:.1f} / {figures['worst']:.1f}" if "psnr" in figures else "-"
+    cells = [
+        figures["title"],
+        figures["ranks"],
+        *(figures[name] for name in ("attributes", *QUESTIONS, "doubled")),
+        psnr,
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Make, judge, print, write."""
+    pairs = held_out(options.count, FULL if options.full else LITE)
+    scenes = [described(text, scene) for text, scene in pairs]
+    print("| pictures of | ranks | attributes | subject | colour | time | ground | weather | doubled | PSNR, dB |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    rows = []
+    for name in options.runs:
+        make(options, name, [text for text, _ in pairs])
+        rows.append(row(options, name, scenes))
+        print(line(rows[-1]), flush=True)
+    content = {"grammar": "full" if options.full else "lite", "size": list(options.size), "rows": rows}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    writing = options.folder / "table.tmp.json"
+    writing.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    writing.replace(options.folder / "table.json")
+    return rows
+
+
+if __name__ == "__main__":
+    main(parse_options())

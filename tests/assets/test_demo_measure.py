@@ -1,0 +1,75 @@
+"""The measurement of a demo pipeline: what its tables say of pictures whose truth is known, and that pictures made in
+batches, by ranks together or each for itself, are those of one device, one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from PIL import Image
+
+from assets.demo_training import contact_sheet, measure
+from assets.demo_training.grammar import LITE
+from assets.demo_training.held_out import held_out
+from assets.demo_training.measured_pictures import Task, make
+from assets.demo_training.painter import paint
+from tests.support.gang import run_on_ranks
+from tests.support.models import DEMO_MODEL
+
+CAPTIONS = ["a red house on green hills at night", "a blue sailboat on the sea", "snow"]
+SIZE = {"height": 64, "width": 96}
+
+
+def test_table_of_pictures_whose_truth_is_known(tmp_path: Path) -> None:
+    """True pictures are right, and those of other captions wrong where the captions differ."""
+    scenes = [scene for _, scene in held_out(12, LITE)]
+    for name, shift in (("single", 0), ("naive-2", 1)):
+        (tmp_path / name).mkdir()
+        for index in range(12):
+            picture = Image.fromarray(paint(scenes[(index + shift) % 12], 128))
+            picture.save(tmp_path / name / f"{index:04d}.png")
+    words = ["--folder", str(tmp_path), "--count", "12", "--runs", "single", "naive-2"]
+    right, wrong = measure.main(measure.parse_options(words))
+    assert right["attributes"] >= 95
+    assert wrong["subject"] <= 60, "one in four is right by chance"
+    assert wrong["psnr"] < 20
+    assert "psnr" not in right
+    assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["attributes"] == right["attributes"]
+    sheet = ["--folder", str(tmp_path), "--output", str(tmp_path / "sheet.jpg"), "--columns", "single", "naive-2"]
+    contact_sheet.main(
+        contact_sheet.parse_options([*sheet, "--titles", "one", "naive", "--count", "4", "--side", "32"])
+    )
+    width, height = Image.open(tmp_path / "sheet.jpg").size
+    assert width >= 2 * 2 * 32
+    assert height >= 2 * 32
+
+
+def test_batches_of_ranks_are_the_pictures_of_one_device(tmp_path: Path) -> None:
+    task = {"pipeline": str(DEMO_MODEL), "captions": CAPTIONS, "steps": 2, "batch": 2, **SIZE}
+    folders = {name: str(tmp_path / name) for name in ("single", "patch", "naive")}
+    configs = {"single": None, "patch": {"warmup_steps": 2}, "naive": {"parallelism": "naive_patch"}}
+    run_on_ranks(2, make_all, [{**task, "folder": folders[name], "config": configs[name]} for name in folders])
+    pipeline = StableDiffusionXLPipeline.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    for index, caption in enumerate(CAPTIONS):
+        seeded = torch.Generator().manual_seed(index)
+        alone = pipeline(caption, **SIZE, num_inference_steps=2, guidance_scale=5.0, generator=seeded).images[0]
+        for name, most in (("single", 2), ("patch", 2)):  # of 255: batches round differently
+            made = np.asarray(Image.open(tmp_path / name / f"{index:04d}.png")).astype(int)
+            assert np.abs(made - np.asarray(alone)).max() <= most, (name, index)
+        naive = np.asarray(Image.open(tmp_path / "naive" / f"{index:04d}.png")).astype(int)
+        assert np.abs(naive - np.asarray(alone)).max() > 10
+    assert sorted(os.listdir(folders["patch"])) == ["0000.png", "0001.png", "0002.png"]
+
+
+def make_all(tasks: list[dict[str, Any]]) -> None:
+    """On a rank."""
+    for task in tasks:
+        make(Task(**task))
