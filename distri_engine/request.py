@@ -42,9 +42,7 @@ class GenerationRequest:
     images: int = 1  # pictures of the same prompt made in one batch
     metadata: bool = True  # whether files of it carry these settings; the engine writes none
     image: str | None = None  # a picture to start from instead of noise: its file, which rank 0 alone reads
-    strength: float = (
-        0.6  # with `image`: the share of the steps that are made, from as much noise; 1 leaves nothing of it
-    )
+    strength: float = 0.6  # with `image`: the share of the steps that is made; 1 leaves nothing of it
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
