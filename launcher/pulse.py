@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 from pathlib import Path
 
 LOOK_S = 1.0  # between two looks
@@ -22,6 +23,7 @@ class Pulse:
         self._memory = mmap.mmap(-1, 8)  # shared over a fork
         self._count = 0
         self._seen = bytes(8)
+        self._halted = False
         self._stopped = self._silent = 0
 
     def beat(self) -> None:
@@ -31,16 +33,18 @@ class Pulse:
 
     def look(self, pid: int) -> str:
         """Look at the rank, every LOOK_S seconds. Returns why it is to be given up; empty: it is not."""
-        seen, state = bytes(self._memory), state_of(pid)
-        self._stopped = self._stopped + 1 if state == "T" else 0
-        waiting = seen == self._seen and any(seen) and state != "t"  # a debugger may take its time
-        self._silent = self._silent + 1 if waiting else 0
+        change = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+        if change is not None:
+            self._halted = change.si_code == os.CLD_STOPPED
+        self._stopped = self._stopped + 1 if self._halted else 0
+        seen = bytes(self._memory)
+        self._silent = self._silent + 1 if seen == self._seen and any(seen) else 0
         self._seen = seen
         if self._stopped >= STOPPED:
             return "was stopped (SIGSTOP) and did not go on"
-        if self._silent >= SILENT:
-            return f"gave no sign of life for {SILENT * LOOK_S:.0f} s"
-        return ""
+        if self._silent >= SILENT and state_of(pid) == "t":
+            self._silent = 0  # a debugger may take its time
+        return f"gave no sign of life for {SILENT * LOOK_S:.0f} s" if self._silent >= SILENT else ""
 
 
 def state_of(pid: int) -> str:
