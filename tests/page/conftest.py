@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,14 +45,24 @@ def fake(page_server: tuple[str, FakeClient]) -> Iterator[FakeClient]:
     client.heal()
 
 
+@pytest.fixture(scope="session")
+def window(browser: Any) -> Iterator[object]:
+    """Where the first visitor of every test comes in: what its cache holds need not be loaded again."""
+    context = browser.new_context()
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def visit(browser: object, page_server: tuple[str, FakeClient], fake: FakeClient) -> Iterator[Callable[..., Visitor]]:
-    """A function that opens the page as a new visitor: visit(width=390, height=844, path="?prompt=...")."""
+def visit(
+    browser: object, window: object, page_server: tuple[str, FakeClient], fake: FakeClient
+) -> Iterator[Callable[..., Visitor]]:
+    """A function that opens the page as a new visitor: visit(size=PHONE, path="?prompt=...")."""
     url, _ = page_server
     visitors: list[Visitor] = []
 
     def open_page(**options: object) -> Visitor:
-        visitors.append(Visitor(browser, url, **options))
+        visitors.append(Visitor(browser, url, context=None if visitors else window, **options))
         return visitors[-1]
 
     yield open_page

@@ -35,14 +35,27 @@ class Visitor:
     """One tab. Collects console errors and requests to anywhere but the page's own server."""
 
     def __init__(
-        self, browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, path: str = "", dark: bool = False
+        self,
+        browser: Any,
+        url: str,
+        *,
+        size: tuple[int, int] = DESKTOP,
+        path: str = "",
+        dark: bool = False,
+        context: Any = None,  # that of an earlier visitor, of whom nothing is left but the cache
     ) -> None:
         self.url = url
-        self.context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
-        )
+        touch = size == PHONE
+        self.own = context is None or touch
+        self.context = browser.new_context(has_touch=touch, is_mobile=touch) if self.own else context
         self.context.set_default_timeout(60_000)
         self.page = self.context.new_page()
+        self.page.set_viewport_size({"width": size[0], "height": size[1]})
+        self.page.emulate_media(color_scheme="dark" if dark else "light")
+        if not self.own:
+            self.context.clear_permissions()
+            self.page.goto(url + "healthz")
+            self.page.evaluate("localStorage.clear()")
         self.complaints: list[str] = []
         self.strangers: list[str] = []
         self.page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
@@ -70,7 +83,10 @@ class Visitor:
                 pass
 
     def close(self) -> None:
-        self.context.close()
+        """Close the tab, and the browser window where it is this visitor's own."""
+        self.page.close()
+        if self.own:
+            self.context.close()
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text().strip()
@@ -82,8 +98,8 @@ class Visitor:
         """A button under Run, Aspect ratio or the stage, by its words."""
         self.page.locator("#settings, #tools").get_by_text(name, exact=True).click()
 
-    def advanced(self, field: str, value: str) -> None:
-        """Write into a field of the Advanced part."""
+    def advanced(self, field: str, value: str) -> str:
+        """Write into a field of the Advanced part; returns what stood there."""
         if not self.page.locator(f"#{field} input").is_visible():
             self.page.get_by_text("Advanced", exact=True).click()
             # Gradio builds this part when it is first opened, and a moment later writes into its fields what the
@@ -92,11 +108,12 @@ class Visitor:
                 "['width', 'height'].every(side => document.querySelector(`#${side} input`)?.value)"
             )
             self.wait_settled()
+        before = self.page.input_value(f"#{field} input")
         for _ in range(5):  # whatever else was under way and wrote over it is done by then
             self.page.fill(f"#{field} input", value)
             self.wait_settled()
             if self.page.input_value(f"#{field} input") == value:
-                return
+                return before
         raise AssertionError(f"{field} does not keep {value}")
 
     def wait_settled(self) -> None:
@@ -175,6 +192,10 @@ class Visitor:
     def toast(self) -> str:
         """The sentence of the newest toast."""
         return str(self.page.get_by_test_id("toast-text").last.inner_text()).strip()
+
+    def wait_toast(self, sentence: str) -> None:
+        """Until a toast holds `sentence`."""
+        self.page.get_by_test_id("toast-text").filter(has_text=sentence).first.wait_for()
 
     def picture(self) -> bytes:
         """The PNG behind the download button."""

@@ -82,9 +82,9 @@ class FakeClient:
         self.fault, self.loading, self.step_seconds, self.submitted = lambda step: "", False, 0.01, []
         self.known, self.plans = None, []
 
-    def owner(self) -> str:
-        """The visitor of the newest request."""
-        return list(self._owners.values())[-1][0]
+    def owner(self, request: int = -1) -> str:
+        """The visitor of a request, by its number among those since `heal`; of the newest if none is named."""
+        return list(self._owners.values())[request if request < 0 else request - len(self.submitted)][0]
 
     def close(self) -> None:
         with self._changed:
