@@ -57,7 +57,7 @@
       const sharing = segments.filter((other) => other.start === start && other.columns === columns);
       const place = sharing.findIndex((other) => other.rank === rank);
       const across = 100 / sharing.length;
-      line.style.background = colour(rank);
+      line.style.background = line.style.color = colour(rank);
       line.title = `device ${rank}`;
       const [along, size, side, thickness] = columns ? ["left", "width", "top", "height"] : ["top", "height", "left", "width"];
       line.style.cssText += `;${along}:${100 * start}%;${size}:${100 * length}%;` +
@@ -66,6 +66,7 @@
   }
 
   let notice = null;
+  let ranks = 0;
   let redrawStage = () => {};
 
   const panels = {
@@ -80,6 +81,7 @@
         show(pill, Boolean(text));
       }
       document.body.dataset.engine = value.state || "loading";
+      ranks = value.ranks || 0;
       document.body.classList.toggle("df-alone", Boolean(value.alone));
       root.querySelector(".df-theme").onclick = toggleTheme;
       notice = value.notice || null;
@@ -105,9 +107,15 @@
         set(figure.querySelector("figcaption"), value.sides ? value.sides[index].label : "");
       });
 
-      strip(root.querySelector(".df-over > .df-strip"), value.strip);
+      // Before the first picture its edge says who is there.
+      const everybody = [...Array(ranks).keys()].map((rank) => ({ rank, start: rank / ranks, length: 1 / ranks, columns: false }));
+      strip(root.querySelector(".df-over > .df-strip"), idle ? everybody : value.strip);
       const labels = value.labels && value.labels.length ? value.labels : [value.image || value.progress ? value.label : "", ""];
       all(root, ".df-label").forEach((node, index) => { set(node, labels[index] || ""); show(node, Boolean(labels[index])); });
+
+      const scale = root.querySelector(".df-heat");
+      show(scale, Boolean(value.scale));
+      if (value.scale) [value.scale.most, value.scale.border].forEach((text, index) => set(scale.querySelectorAll("span")[index + 1], text));
 
       const inset = root.querySelector(".df-inset");
       show(inset, Boolean(value.inset));
@@ -126,6 +134,7 @@
         progress.querySelector("u").style.left = `${100 * value.progress.warm}%`;
         show(progress.querySelector("u"), value.progress.warm > 0);
         progress.setAttribute("aria-valuenow", Math.round(100 * value.progress.share));
+        progress.setAttribute("aria-valuetext", value.progress.text);
       }
 
       const message = root.querySelector(".df-message");
@@ -201,7 +210,7 @@
         set(node.querySelector(".df-tile-seed"), tile.seed);
         set(node.querySelector(".df-tile-count"), tile.methods.length > 1 ? `×${tile.methods.length}` : "");
         node.title = [tile.prompt, tile.style && `Style: ${tile.style}`, tile.methods.join(", ")].filter(Boolean).join("\n");
-        node.setAttribute("aria-label", `Bring back: ${tile.prompt}`);
+        node.setAttribute("aria-label", `Bring back: ${tile.prompt}, seed ${node.innerText.replace("\n", ", ")}`);
         node.dataset.id = tile.id;
         node.onclick = () => trigger("select", { id: tile.id });
       });

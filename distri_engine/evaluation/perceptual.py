@@ -27,8 +27,9 @@ class MissingError(Exception):
     """A metric cannot be computed here; the message says why and what to do about it."""
 
 
-def lpips_metric(side: int, *, download: bool) -> Callable[[Path, Path], float]:
-    """LPIPS of two pictures of one size, with AlexNet as in the published figures (Zhang et al., 2018).
+def lpips_metric(side: int, *, download: bool, device: str | None = None) -> Callable[[Path, Path], float]:
+    """LPIPS of two pictures of one size, with AlexNet as in the published figures (Zhang et al., 2018), on `device`, by
+    default on a GPU if there is one.
 
     Raises MissingError, also for pictures whose shorter `side` is too short.
     """
@@ -37,12 +38,12 @@ def lpips_metric(side: int, *, download: bool) -> Callable[[Path, Path], float]:
     torchvision = _package("torchvision", "torchmetrics torchvision")
     lpips = _package("torchmetrics.image.lpip", "torchmetrics torchvision")
     _weights(torchvision.models.AlexNet_Weights.DEFAULT.url, download)
-    device = _device()
-    metric = lpips.LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device)
+    place = torch.device(device) if device else _device()
+    metric = lpips.LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(place)
 
     def measure(a: Path, b: Path) -> float:
         with torch.no_grad():
-            return float(metric(*(_bytes(path)[None].to(device).float() / 255 for path in (a, b))))
+            return float(metric(*(_bytes(path)[None].to(place).float() / 255 for path in (a, b))))
 
     return measure
 

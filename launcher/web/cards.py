@@ -24,7 +24,7 @@ def cards(takes: Mapping[str, Take], *, running: str = "", waiting: Collection[s
 
 
 def quality(takes: Mapping[str, Take], method: str) -> dict[str, float] | None:
-    """PSNR and SSIM of a method's picture against one device's; None where there is nothing to compare."""
+    """PSNR and SSIM, if possible LPIPS, of a method's picture against one device's; None where there is none."""
     reference, take = takes.get("single"), takes.get(method)
     if reference is None or take is None or method == "single" or not take.same_size(reference):
         return None
@@ -74,7 +74,8 @@ def _card(
     if take is None:
         if method == running:
             return card | {"state": "running", "seconds": "…"}
-        return card | ({"state": "waiting", "note": "comes next"} if method in waiting else {})
+        turn = "comes next" if method in [*waiting][:1] else "comes last"
+        return card | ({"state": "waiting", "note": turn} if method in waiting else {})
     card |= {"state": "done", "seconds": seconds_text(take.seconds)}
     card["parts"] = [
         {"name": name, "text": f"{name} {seconds_text(value)} s", "share": value / longest if longest else 0}
@@ -87,7 +88,8 @@ def _card(
     if ratio is not None:
         card["badge"] = _badge(ratio)
     if like is not None:
-        card["note"] = f"PSNR {_decibel(like['psnr'])} · SSIM {like['ssim']:.3f} against 1 device"
+        last = f"· LPIPS {like['lpips']:.3f}" if "lpips" in like else "against 1 device"
+        card["note"] = f"PSNR {_decibel(like['psnr'])} · SSIM {like['ssim']:.3f} {last}"
     return card
 
 

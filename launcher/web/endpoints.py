@@ -84,11 +84,15 @@ def status(client: Client) -> Answer:
 
 
 def comparison_report(takes: Mapping[str, Take]) -> Answer:
-    """The reports of three pictures, with PSNR (null for equal pictures), SSIM and speed-up over one device."""
+    """The reports of three pictures, with PSNR (null for equal pictures), SSIM, LPIPS where its weights are, and
+    speed-up over one device.
+    """
     report: Answer = {method: take.report for method, take in takes.items()}
     likeness = {method: like for method in takes if (like := cards.quality(takes, method))}
     report["psnr"] = {name: None if math.isinf(like["psnr"]) else like["psnr"] for name, like in likeness.items()}
     report["ssim"] = {name: like["ssim"] for name, like in likeness.items()}
+    if lpips := {name: like["lpips"] for name, like in likeness.items() if "lpips" in like}:
+        report["lpips"] = lpips
     report["speedup_vs_one_device"] = {name: ratio for name in takes if (ratio := cards.speed(takes, name))}
     return report
 

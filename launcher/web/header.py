@@ -57,7 +57,8 @@ def header(status: Status, *, own: int = 0) -> dict[str, Any]:
         "badge": badge,
         "brief": brief,  # where there is little room
         "model": status.model.name if status.model else "",
-        "devices": f"{status.ranks} × {status.device}" if status.device else "",
+        "devices": status.device and ("CPU" if status.device == "CPU" else who),
+        "ranks": status.ranks,
         "alone": status.ranks == 1,
         "notice": notice,
     }

@@ -43,6 +43,7 @@ def resting(status: Status, state: str) -> dict[str, Any]:
 def live(update: Update) -> dict[str, Any]:
     """The lanes of a running or finished picture."""
     paces = [lane.median_ms for lane in update.lanes if lane.branch != "none"]
+    told = len(paces) > 1 and any(paces)
     return {
         "title": TITLE,
         "method": method_name(str(update.config.get("parallelism", "patch"))),
@@ -50,7 +51,7 @@ def live(update: Update) -> dict[str, Any]:
         "steps": max([_slots(lane, update.steps) for lane in update.lanes], default=update.steps),
         "phases": update.phases if _warms_up(update.config) else "",
         "drift": _drift(update),
-        "foot": f"Slowest device sets the pace: {milliseconds(max(paces))} ms" if len(paces) > 1 and any(paces) else "",
+        "foot": f"Slowest device sets the pace: {milliseconds(max(paces))} ms a step" if told else "",
     }
 
 
@@ -121,7 +122,7 @@ def _load(lane: Lane) -> str:
 def _memory(lane: Lane) -> str:
     if not lane.memory_mb:
         return ""
-    return f"{lane.memory_mb:.0f} MiB" if lane.memory_mb < 10_000 else f"{lane.memory_mb / 1024:.1f} GiB"
+    return amount(lane.memory_mb * 2**20)
 
 
 def _name(rank: int, device: str) -> str:

@@ -62,6 +62,7 @@ STAGE = """
     <div class="df-strip"></div>
     <span class="df-label" hidden></span><span class="df-label df-label-right" hidden></span>
     <figure class="df-inset" hidden><img alt=""><div class="df-strip"></div><figcaption></figcaption></figure>
+    <div class="df-heat" hidden><span>equal</span><i></i><span></span><u></u><span></span></div>
     <div class="df-progress" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-label="Progress" hidden>
       <b></b><span></span><div class="df-track"><i></i><u></u></div>
     </div>
@@ -87,13 +88,13 @@ LANES = """
   </div>
 </section>"""
 
-CARDS = """<div class="df-cards" aria-label="Results"></div><p class="df-story" role="status"></p>"""
+CARDS = """<div class="df-cards" role="group" aria-label="Results"></div><p class="df-story" role="status"></p>"""
 
 GALLERY = """
 <section class="df-gallery" aria-label="This session" aria-busy="true"><h2>This session</h2><div class="df-tiles"></div>
 <p class="df-empty">Your pictures appear here. A click brings one back with all its settings.</p></section>"""
 
-CHIPS = """<div class="df-chips" aria-label="Example prompts"></div>"""
+CHIPS = """<div class="df-chips" role="group" aria-label="Example prompts"></div>"""
 
 WHY = """<p class="df-why" role="status"></p>"""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.schema import Lane, Update
 from launcher.web.names import method_name, milliseconds
-from launcher.web.pictures import heat_map
+from launcher.web.pictures import RANGE, heat_map
 from launcher.web.take import Take
 
 PAIRS = (("naive_patch", "patch"), ("single", "patch"), ("single", "naive_patch"))
@@ -81,13 +81,15 @@ def compare(takes: Mapping[str, Take], pair: tuple[str, str], view: str) -> dict
         heat = heat_map(left.picture, right.picture, right.boxes() or left.boxes())
         words = f"Heat map of the difference between {method_name(left.method)} and {method_name(right.method)}"
         value |= {"image": {"src": heat, "alt": words}, "label": f"Difference: {pair_name(pair)}", "labels": []}
+        value["scale"] = {"most": f"≥ {RANGE} of 255", "border": "patch border"}
     return value
 
 
 def ended(update: Update) -> dict[str, Any]:
     """A request that ended without a picture."""
     if update.state == "cancelled":  # "Stopped at step 13. Your prompt and seed are kept."
-        title, _, text = update.message.partition(". ")
+        title, _, text = update.message.partition(".")
+        text = text.strip() or "Your prompt and seed are kept."
     else:
         title = {"failed": "That did not work", "lost": "A device was lost"}.get(update.state, "")
         text = update.message.removeprefix(f"{title}: ")

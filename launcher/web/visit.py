@@ -20,7 +20,7 @@ from launcher.web.take import Take, by_method
 
 Frame = dict[str, Any]
 GRACE_S = 15.0  # a page that reloads is back within this time; after it, baselines nobody watches are dropped
-WAITING: Frame = {"text": "Auto chooses method and devices by what they took, or are expected to take."}
+WAITING: Frame = {"text": "Auto picks the method and the number of devices that are fastest, as measured or expected."}
 # `resting`: the lanes show no picture, but what the group does.
 NO_RUN: Frame = {"ids": [], "busy": False, "takes": {}, "resting": True}
 VIEWS = {"Slider": "slider", "Side by side": "sides", "Difference": "difference"}

@@ -489,6 +489,7 @@ def test_phone(visit: Visit) -> None:
 
 def test_contrast(visit: Visit) -> None:
     visitor = visit()
+    assert visitor.page.evaluate(CONTRAST) == []  # at rest
     visitor.generate("a red house", run="+ Naive + 1 device")
     visitor.wait_idle()
     visitor.page.click(".df-explain summary")
@@ -515,7 +516,11 @@ CONTRAST = """() => {
     const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
     const hidden = !node.checkVisibility({ opacityProperty: true, visibilityProperty: true });
     if (!own || hidden || node.closest(":disabled, [aria-disabled=true], footer, #canvas, #generate")) continue;
-    const [front, back] = [luminance(parse(getComputedStyle(node).color)), luminance(behind(node))];
+    let seen = 1;
+    for (let each = node; each; each = each.parentElement) seen *= Number(getComputedStyle(each).opacity);
+    const ground = behind(node);
+    const ink = parse(getComputedStyle(node).color).map((part, index) => seen * part + (1 - seen) * ground[index]);
+    const [front, back] = [luminance(ink), luminance(ground)];
     const ratio = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
     const name = node.className || node.tagName;
     if (ratio < 4.5) weak.push(`${name}: ${node.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);

@@ -14,18 +14,20 @@ from PIL import Image
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
 from launcher.schema import Lane, Record, Status, Update
-from launcher.web import cards, gallery, header, lanes, settings, stage
+from launcher.web import cards, gallery, header, lanes, pictures, settings, stage
 from launcher.web.take import Take
 from tests.support.fake_client import MODEL
 
 IDLE = Status(state="idle", message="", ranks=2, device="CPU", model=MODEL, queue=0, restarts=0)
 
 
-def take(folder: Path, method: str, seconds: float, shade: int, *, wait_ms: float = 0.0, **config: Any) -> Take:
+def take(
+    folder: Path, method: str, seconds: float, shade: int, *, wait_ms: float = 0.0, side: int = 64, **config: Any
+) -> Take:
     """A finished picture of one colour."""
     path = folder / f"{method}.png"
-    Image.new("RGB", (64, 64), (shade, shade, shade)).save(path)
-    request = GenerationRequest(prompt="x", height=64, width=64, seed=1)
+    Image.new("RGB", (side, side), (shade, shade, shade)).save(path)
+    request = GenerationRequest(prompt="x", height=side, width=side, seed=1)
     ranks = [{"compute_ms": 90.0, "wait_ms": wait_ms, "sent_bytes": 0}, {"compute_ms": 50.0, "wait_ms": 0.0}]
     return Take(
         id=method,
@@ -60,6 +62,18 @@ def test_cards_and_story(tmp_path: Path) -> None:
     )
 
 
+def test_lpips_is_told_where_its_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_lpips", lambda: lambda a, b: 0.0123)
+    for side, note in ((64, "· LPIPS 0.012"), (32, "against 1 device")):  # its network takes none smaller
+        takes = {name: take(tmp_path, name, 2.0, side, side=side) for name in ("patch", "single")}
+        assert cards.cards(takes)["cards"][2]["note"].endswith(note)
+        pictures.likeness.cache_clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(pictures, "find_spec", lambda _: None)
+    pictures._lpips.cache_clear()
+    assert pictures._lpips() is None
+
+
 def test_tensor_parallel_takes_the_place_of_distrifusion(tmp_path: Path) -> None:
     takes = {"tensor": take(tmp_path, "tensor", 3.0, 100), "single": take(tmp_path, "single", 4.0, 100)}
     shown = cards.cards(takes)
@@ -83,6 +97,8 @@ def test_cards_while_running(tmp_path: Path) -> None:
     takes = {"patch": take(tmp_path, "patch", 2.0, 100)}
     shown = cards.cards(takes, running="naive_patch", waiting=["single"])
     assert [card["state"] for card in shown["cards"]] == ["waiting", "running", "done"]
+    both = cards.cards({}, running="patch", waiting=["naive_patch", "single"])["cards"]
+    assert [card["note"] for card in both[:2]] == ["comes last", "comes next"]
     assert shown["story"] == ""
 
 
@@ -107,7 +123,7 @@ def test_header_is_honest(changes: dict[str, Any], state: str, badge: str) -> No
     assert (shown["state"], shown["badge"]) == (state, badge)
     if state == "dead":
         assert shown["notice"]["text"] == "no such folder"
-    assert (" × " in shown["devices"]) == (changes.get("device") != "")
+    assert shown["devices"] == {"": "", "NVIDIA H200": "4 × NVIDIA H200"}.get(changes.get("device", "CPU"), "CPU")
     assert len(shown["brief"]) <= len("2 CPU ranks ready")  # what has room on a phone
 
 
@@ -191,11 +207,11 @@ def test_lanes_and_strip() -> None:
     first, second, unused = lanes.live(update)["lanes"]
     assert (first["name"], first["part"]) == ("CPU rank 0", "rows 0–160 · with prompt")
     assert (second["status"], second["wait"], second["sent"]) == ("step 2 / 9", "waiting 25 %", "1.2 MB/step")
-    assert (first["memory"], first["buffers"], second["buffers"]) == ("400 MiB", ", 3.1 MB buffers", "")
+    assert (first["memory"], first["buffers"], second["buffers"]) == ("419 MB", ", 3.1 MB buffers", "")
     assert (first["load"], second["load"]) == ("CPU 97 %", "GPU 88 %")
     assert lanes.live(dataclasses.replace(update, lanes=(_lane(0, None),)))["lanes"][0]["load"] == ""
     assert (unused["state"], unused["status"]) == ("rest", "sleeping")
-    assert lanes.live(update)["foot"] == "Slowest device sets the pace: 40.0 ms"
+    assert lanes.live(update)["foot"] == "Slowest device sets the pace: 40.0 ms a step"
     segments = stage.strip(update.lanes, request)
     assert [(each["start"], each["length"]) for each in segments] == [(0, 0.625), (0.625, 0.375)]
     columns = stage.strip((_lane(0, (0, 0, 128, 256)), _lane(1, (128, 0, 256, 256))), request)
@@ -206,6 +222,8 @@ def test_stage_words() -> None:
     stopped = Update(id="1", state="cancelled", message="Stopped at step 13. Your prompt and seed are kept.")
     assert stage.ended(stopped)["title"] == "Stopped at step 13"
     assert stage.ended(stopped)["text"] == "Your prompt and seed are kept."
+    left = stage.ended(Update(id="1", state="cancelled", message="You left the queue."))
+    assert (left["title"], left["text"]) == ("You left the queue", "Your prompt and seed are kept.")
     lost = Update(id="1", state="lost", message="A device was lost: rank 2 stopped answering at step 6.")
     assert stage.ended(lost)["text"] == "Rank 2 stopped answering at step 6."
 

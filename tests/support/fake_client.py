@@ -151,7 +151,8 @@ class FakeClient:
                 self._set(request_id, state="cancelled", message="You left the queue.")
 
     def status(self) -> Status:
-        state = "boot" if self.loading else "running" if self._current else "idle"
+        lost = self._current and self._updates[self._current].state == "lost"
+        state = "boot" if self.loading else "rejoin" if lost else "running" if self._current else "idle"
         return Status(
             state=state,
             message="",

@@ -56,9 +56,10 @@ def every_state(folder: Path, ranks: int) -> None:
                 def snap(visitor: Visitor, state: str, prefix: str = prefix, whole: bool = size == PHONE) -> None:
                     visitor.page.mouse.move(0, 0)
                     visitor.page.evaluate("window.scrollTo(0, 0)")
-                    visitor.page.screenshot(path=folder / f"{prefix}-{state}.png")
-                    if whole or state in ("done-three", "opened"):
-                        visitor.page.screenshot(path=folder / f"{prefix}-{state}-whole.png", full_page=True)
+                    for full in (False, True):
+                        if not full or whole or state in ("done-three", "opened"):
+                            path = folder / f"{prefix}-{state}{'-whole' if full else ''}.png"
+                            visitor.page.screenshot(path=path, full_page=full, animations="disabled")
 
                 walk(lambda size=size, dark=dark: Visitor(browser, url, size=size, dark=dark), fake, snap)  # type: ignore[misc]
                 print(prefix, "done", flush=True)
