@@ -1,6 +1,7 @@
-"""A sheet of pictures that measure.py made, one row a caption, one column a way of making it.
+"""A sheet of pictures of the same captions, one row a caption, one column a way of making it: those of measure.py, or
+of any runs of `python -m launcher coco` beside each other.
 
-python -m assets.demo_training.contact_sheet --folder outputs/measured --output assets/readme/contact.jpg
+    python -m assets.demo_training.contact_sheet --folder outputs/measured --output contact.jpg
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-COLUMNS = ("single", "patch-2", "patch-4", "naive-2", "naive-4")
-TITLES = ("one device", "DistriFusion 2", "DistriFusion 4", "naive 2", "naive 4")
+COLUMNS = ("single", "patch-2", "patch-4", "extrapolated-4", "naive-2", "naive-4")
+TITLES = ("one device", "DistriFusion, 2", "DistriFusion, 4", "extrapolated, 4", "naive, 2", "naive, 4")
 HEADER, GAP = 16, 2  # pixels
 
 
@@ -25,8 +26,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--titles", nargs="+", default=TITLES)
     parser.add_argument("--count", type=int, default=32, help="captions, the first ones")
     parser.add_argument("--blocks", type=int, default=2, help="captions beside each other")
-    parser.add_argument("--side", type=int, default=112, help="pixels of a picture on the sheet")
-    parser.add_argument("--quality", type=int, default=80)
+    parser.add_argument("--side", type=int, default=104, help="pixels of a picture on the sheet")
+    parser.add_argument("--quality", type=int, default=76)
     return parser.parse_args(arguments)
 
 

@@ -125,20 +125,16 @@ def right(answers: tuple[dict[str, str], ...], scenes: list[dict[str, Any]], que
     ]
 
 
-def share(hits: list[bool]) -> float:
-    """In percent."""
-    return round(100 * sum(hits) / max(1, len(hits)), 1)
+def share(hits: list[bool]) -> float | None:
+    """In percent; None if nothing was asked."""
+    return round(100 * sum(hits) / len(hits), 1) if hits else None
 
 
 def line(figures: dict[str, Any]) -> str:
     """A row in Markdown."""
     psnr = f"{figures['psnr']:.1f} / {figures['worst']:.1f}" if "psnr" in figures else "-"
-    cells = [
-        figures["title"],
-        figures["ranks"],
-        *(figures[name] for name in ("attributes", *QUESTIONS, "doubled")),
-        psnr,
-    ]
+    shares = ["-" if figures[name] is None else figures[name] for name in ("attributes", *QUESTIONS, "doubled")]
+    cells = [figures["title"], figures["ranks"], *shares, psnr]
     return f"| {' | '.join(map(str, cells))} |"
 
 
