@@ -30,7 +30,9 @@ class BoardBucket(Bucket):
 
     def __init__(self, parcels: list[Parcel], exchange: Exchange) -> None:
         self.parcels = parcels
+        self._exchange = exchange
         self._posted = 0
+        self._open = False
         self._mesh = exchange.mesh
         self._places: list[tuple[int, int]] = []  # (offset, bytes) on this rank's board
         self._written = 0  # bytes that peers read after a launch
@@ -71,6 +73,31 @@ class BoardBucket(Bucket):
                 for slot, view in views(flat[side * size :], items):
                     inbox[slot][peer] = view
 
+    def open(self) -> None:
+        """A stale step begins. If the peers have written for it, slots write by themselves until `shut`; in a picture's
+        first one they have not, unless it was foreseen.
+        """
+        if self._news is None:
+            return
+        self.join()
+        self._open = True
+        self._show()
+
+    def _show(self) -> None:
+        for slot, places in self._outboxes[self._side].items():
+            slot.outbox = places
+
+    def shut(self) -> None:
+        """The layers are done: the peers may read."""
+        if self._open:
+            self._clear()
+            self.launch(self._exchange.swap)
+
+    def _clear(self) -> None:
+        self._open = False
+        for parcel in self.parcels:
+            parcel.slot.outbox = None
+
     def put(self, slot: Slot, message: Sequence[torch.Tensor]) -> bool:
         """Write what `slot` says, one tensor for each of its outgoing ones; True when everything is written."""
         for view, tensor in zip(self._outboxes[self._side][slot], message, strict=True):
@@ -94,6 +121,7 @@ class BoardBucket(Bucket):
     def reset(self) -> None:
         """The picture is over, perhaps half-way through a step."""
         self._posted, self._side, self._news, self._signals = 0, 0, None, []
+        self._clear()
 
     def join(self) -> None:
         """Show the slots what was written for this step, if anything was."""
@@ -110,6 +138,7 @@ class BoardBucket(Bucket):
         for offset, size in self._places:
             self._mesh.give_place(offset, size)
         self._places = []
+        self._clear()
 
     def outgoing_bytes(self, slot: Slot) -> int:
         """Bytes written here for what `slot` sends, of even and odd steps; a payload for everybody is kept once."""

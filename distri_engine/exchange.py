@@ -21,6 +21,7 @@ from distri_engine.bands import Box
 from distri_engine.boards import BoardBucket
 from distri_engine.buckets import Bucket, Parcel, pack
 from distri_engine.config import DistriConfig, SyncMode, check_factors
+from distri_engine.ledger import Ledger, fits_ledger
 from distri_engine.mesh import Axes, Mesh, Pending
 from distri_engine.slots import SLOT_KINDS, GatherSlot, HaloSlot, Slot, StatsSlot
 from distri_engine.step import Phase, StepClock
@@ -104,10 +105,14 @@ class Exchange:
                 self._send_ahead()
             for slot in self._slots:
                 slot.ahead = []
+        for board in self._boards:
+            board.open()
 
     def finish_step(self) -> None:
         """After the last layer: a message that is still waiting leaves now and travels while the scheduler works."""
         self._launch_full()
+        for board in self._boards:
+            board.shut()
 
     def drain(self) -> None:
         """Wait for all messages in flight, so that no buffer is written behind our back. Every rank must get here."""
@@ -231,6 +236,15 @@ class Exchange:
             # message brought, and the new one arrives in the same place.
             self._full = slot.bucket
 
+    @property
+    def _keeps_ledger(self) -> bool:
+        """Whether layers compute in the memory that peers read."""
+        return self.mesh.has_boards and self.mesh.device == self.mesh.wire_device
+
+    @property
+    def _boards(self) -> list[BoardBucket]:
+        return [bucket for bucket in self._buckets if isinstance(bucket, BoardBucket)]
+
     def _send_ahead(self) -> None:
         """Start the messages that carry what the last synchronous step foresaw for this one."""
         for bucket in self._buckets:
@@ -245,13 +259,18 @@ class Exchange:
 
     def _lay_out(self) -> None:
         """Share out the noted parcels to messages of `comm_checkpoint`; the old buffers stay if they fit."""
-        groups = pack(self._parcels, self.config.comm_checkpoint)
+        moments = [parcel for parcel in self._parcels if isinstance(parcel.slot, StatsSlot)]
+        if not self._keeps_ledger or not fits_ledger(moments):
+            moments = []
+        others = [parcel for parcel in self._parcels if not (moments and isinstance(parcel.slot, StatsSlot))]
+        groups = [*([moments] if moments else []), *pack(others, self.config.comm_checkpoint)]
         self._parcels = []
         if [bucket.parcels for bucket in self._buckets] != groups:
             self._close_buckets()
+            kinds = [Ledger if group is moments else BoardBucket for group in groups]
             self._buckets = [
-                BoardBucket(parcels, self) if self.mesh.has_boards else Bucket(parcels, self.empty)
-                for parcels in groups
+                kind(group, self) if self.mesh.has_boards else Bucket(group, self.empty)
+                for kind, group in zip(kinds, groups, strict=True)
             ]
             packed = {parcel.slot for parcels in groups for parcel in parcels}
             for slot in self._slots:  # those that have nothing to send let go of the old messages

@@ -17,6 +17,7 @@ from distri_engine.bands import Box
 from distri_engine.config import AUTO, DistriConfig, SyncMode
 from distri_engine.errors import EngineError
 from distri_engine.exchange import Exchange
+from distri_engine.layers.quick import can_quicken, quicken
 from distri_engine.mesh import Axes, Mesh
 from distri_engine.methods import METHODS, Method
 from distri_engine.plan import PlanReport, Rule, apply_plan, check_supported, follow, share, structure
@@ -145,6 +146,13 @@ class ParallelModel(nn.Module):
 
     # --- the trees of modules
 
+    @property
+    def _quick(self) -> bool:
+        """Whether blocks run in fewer operations. A GPU's queue hides what these cost, and what plans are made of are
+        diffusers' own.
+        """
+        return self.mesh.device.type == "cpu"
+
     def _rules(self, method: Method) -> tuple[Rule, ...]:
         """The plan by which `method` patches this model; none: it runs as it is."""
         return method.rules
@@ -152,9 +160,10 @@ class ParallelModel(nn.Module):
     def _tree_of(self, method: Method) -> Callable[..., Any]:
         rules = self._rules(method)
         self._adapted = None
-        if not rules:
+        if not rules and not (self._quick and can_quicken(self.model)):
             return self.model.__call__
-        check_supported(self.model, whole=method.whole)
+        if rules:
+            check_supported(self.model, whole=method.whole)
         current = structure(self.model)
         if current != self._structure:
             self._trees.clear()
@@ -171,6 +180,8 @@ class ParallelModel(nn.Module):
     def _plant(self, rules: tuple[Rule, ...]) -> nn.Module:
         tree = share(self.model)
         self.report = apply_plan(tree, rules, self._exchange)
+        if self._quick:
+            quicken(tree)
         if self.parallel_config.verbose and self.mesh.rank == 0:
             print(f"plan: {self.report}")
         return tree

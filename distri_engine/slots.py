@@ -17,6 +17,7 @@ from distri_engine.step import Phase
 if TYPE_CHECKING:
     from distri_engine.buckets import Bucket
     from distri_engine.exchange import Exchange
+    from distri_engine.ledger import Page
 
 
 class Slot(ABC):
@@ -35,6 +36,7 @@ class Slot(ABC):
         self.received: dict[int, torch.Tensor] = {}  # patch index of the peer -> its payload, on the wire's device
         self.borrowed = False  # whether `received` is memory that the peers write
         self.bucket: Bucket | None = None  # the message that this slot's payload shares in stale steps
+        self.outbox: list[torch.Tensor] | None = None  # where peers will read, while `received` is up to date
 
     @property
     def alone(self) -> bool:
@@ -51,6 +53,10 @@ class Slot(ABC):
 
     def update(self, payload: torch.Tensor) -> None:
         """Bring `received` to the state that this step's layer must see, and send `payload`."""
+        if self.outbox is not None:
+            for view, tensor in zip(self.outbox, self.message(payload), strict=True):
+                view.copy_(tensor)
+            return
         exchange, mode = self.exchange, self.exchange.config.mode
         if exchange.clock.step.phase is Phase.SYNC or mode in self.fresh_in:
             self._swap_now(payload)
@@ -175,6 +181,7 @@ class StatsSlot(Slot):
     def __init__(self, exchange: Exchange) -> None:
         super().__init__(exchange)
         self._own: torch.Tensor | None = None  # own moments of the previous step
+        self.page: Page | None = None  # in a step for which the exchange's ledger has one: instead of `trade`
 
     def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
         return [(self.exchange.peers, payload)]

@@ -29,7 +29,7 @@ FLOORS = (
     {"methods"},
     {"plan"},
     {"layers"},
-    {"exchange", "slots", "buckets", "boards"},
+    {"exchange", "slots", "buckets", "boards", "ledger"},
     {"mesh"},
     {"shared_memory"},
     {"bands", "step"},

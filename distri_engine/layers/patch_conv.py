@@ -23,6 +23,7 @@ class PatchConv2d:
     def __init__(self, conv: nn.Conv2d, slot: HaloSlot) -> None:
         self.conv = conv
         self.slot = slot
+        self._zeros = torch.empty(0)  # beyond the picture's edge
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [B, C, rows, W] -> [B, C_out, rows / stride, W / stride]."""
@@ -37,9 +38,17 @@ class PatchConv2d:
                 self.conv.groups,
             )
         above, below = self.slot.trade(x)
-        rows_above = x.new_zeros(x.shape[0], x.shape[1], self.slot.above, x.shape[3]) if above is None else above
-        rows_below = x.new_zeros(x.shape[0], x.shape[1], self.slot.below, x.shape[3]) if below is None else below
+        rows_above = self._edge(x, self.slot.above) if above is None else above
+        rows_below = self._edge(x, self.slot.below) if below is None else below
         return convolve_rows(self.conv, torch.cat([rows_above, x, rows_below], dim=2))
+
+    def _edge(self, x: torch.Tensor, rows: int) -> torch.Tensor:
+        """Zeros, [B, C, rows, W]."""
+        shape = (x.shape[0], x.shape[1], max(self.slot.above, self.slot.below), x.shape[3])
+        zeros = self._zeros
+        if zeros.shape != shape or zeros.dtype != x.dtype or zeros.device != x.device:
+            zeros = self._zeros = x.new_zeros(shape)
+        return zeros[:, :, :rows]
 
 
 class SlicedConv2d:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,49 +16,77 @@ class PatchGroupNorm:
     def __init__(self, norm: nn.GroupNorm, slot: StatsSlot) -> None:
         self.norm = norm
         self.slot = slot
-        self._affine: tuple[object, tuple[torch.Tensor | None, ...]] = (None, ())
-        self._statistics = torch.empty(0)  # [2, B, groups, channels of a group], float32: mean and variance, by channel
+        self._scaled = ScaledByChannel(norm)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [B, C, rows, W] or [B, C, tokens], own rows -> the same shape, normalised."""
-        norm = self.norm
-        if self.slot.alone or self.slot.silent:
+        norm, slot = self.norm, self.slot
+        if (page := slot.page) is not None:
+            self._scaled.statistics_for(x)
+            self._scaled.seen[...] = page.combine(x)[..., None]
+            return self._scaled(x)
+        if slot.alone or slot.silent:
             return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-        own = (quick_moments if self.slot.stale else moments)(x, norm.num_groups)
-        total = self.slot.trade(own)  # a tensor of our own
+        own = (quick_moments if slot.stale else moments)(x, norm.num_groups)
+        total = slot.trade(own)  # a tensor of our own
         mean, variance = total.unbind()
         variance.addcmul_(mean, mean, value=-1)
-        if self.slot.corrects:
+        if slot.corrects:
             # Such an average can leave a variance below zero; the own slice's then stands in, the mean stays.
             own_variance = torch.addcmul(own[1], own[0], own[0], value=-1)
             torch.where(variance < 0, own_variance, variance, out=variance)
-        if self.slot.exchange.config.bessel_correction:
+        if slot.exchange.config.bessel_correction:
             count = x[0].numel() // norm.num_groups  # of the own slice, as the original has it
             variance.mul_(count / (count - 1))
-        return self._normalise(x, total)
+        self._scaled.statistics_for(x).copy_(total.unsqueeze(-1))
+        return self._scaled(x)
 
-    def _normalise(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        """(x - mean) / sqrt(variance + eps) * weight + bias in one pass. total: [2, B, groups], mean and variance."""
+
+class ScaledByChannel:
+    """(x - mean) / sqrt(variance + eps) * weight + bias in one pass, by statistics that somebody else writes: each
+    channel of each picture has a scale and a shift, which is what BatchNorm's inference kernel computes.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        self.norm = norm
+        self._statistics = torch.empty(0)  # [2, B, groups, channels of a group], float32: mean and variance, by channel
+        self._flat: tuple[torch.Tensor, ...] = ()  # the same, [B C] each
+        self.seen = np.empty(0)  # the same, of a CPU's
+        self._known: tuple[object, ...] = ()
+        self._affine: tuple[torch.Tensor | None, ...] = ()  # weight and bias, as `_known` says
+
+    def statistics_for(self, x: torch.Tensor) -> torch.Tensor:
+        """Where to write them for x: [B, C, ...]."""
         batch, channels = x.shape[:2]
-        _, _, groups = total.shape
-        # Each channel of each picture has a scale and a shift: what BatchNorm's inference kernel computes.
+        groups = self.norm.num_groups
         shape = (2, batch, groups, channels // groups)
         if self._statistics.shape != shape or self._statistics.device != x.device:
             with torch.inference_mode(False):  # it serves pictures in and out of inference mode
                 self._statistics = torch.empty(shape, dtype=torch.float32, device=x.device)
-        self._statistics.copy_(total.unsqueeze(-1))
-        mean, variance = self._statistics.view(2, -1).unbind()
-        weight, bias = self._for_batch(batch)
-        flat = F.batch_norm(x.reshape(1, batch * channels, -1), mean, variance, weight, bias, eps=self.norm.eps)
-        return flat.view(x.shape)
+                self._flat = self._statistics.view(2, -1).unbind()
+            if x.device.type == "cpu":
+                self.seen = self._statistics.numpy()
+        return self._statistics
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [B, C, ...] -> the same shape."""
+        mean, variance = self._flat
+        weight, bias = self._for_batch(x.shape[0])
+        flat = x.reshape(1, len(mean), -1)
+        cudnn = torch.backends.cudnn.enabled  # as F.batch_norm calls it
+        y = torch.batch_norm(flat, weight, bias, mean, variance, False, 0.0, self.norm.eps, cudnn)
+        return y.view(x.shape)
 
     def _for_batch(self, batch: int) -> tuple[torch.Tensor | None, ...]:
         """Weight and bias, repeated for every picture of the batch: [B C], float32. Kept until one of them changes."""
-        parameters = (self.norm.weight, self.norm.bias)
-        state = (batch, *(None if p is None else (p.data_ptr(), p._version, p.dtype) for p in parameters))
-        if self._affine[0] != state:
-            self._affine = (state, tuple(None if p is None else p.detach().float().repeat(batch) for p in parameters))
-        return self._affine[1]
+        weight, bias = self.norm._parameters["weight"], self.norm._parameters["bias"]
+        if weight is None or bias is None:
+            return None, None  # GroupNorm has both or neither
+        known = (batch, weight.data_ptr(), weight._version, weight.dtype, bias.data_ptr(), bias._version)
+        if self._known != known:
+            self._known = known
+            self._affine = tuple(each.detach().float().repeat(batch) for each in (weight, bias))
+        return self._affine
 
 
 def moments(x: torch.Tensor, groups: int) -> torch.Tensor:

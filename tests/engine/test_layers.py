@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -136,6 +137,7 @@ def test_layers_equal_their_plain_twins(world: int) -> None:
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (2.0, 5.0), (300.0, 0.0), (0.0, 50.0), (0.1, 30.0)])
 def test_moments_of_stale_steps(scale: float, shift: float) -> None:
     from distri_engine.layers.patch_norm import moments, quick_moments
+    from distri_engine.ledger import Desk, Page
 
     x = picture(scale, shift)
     flat = x.double().reshape(x.shape[0], 4, -1)
@@ -144,6 +146,14 @@ def test_moments_of_stale_steps(scale: float, shift: float) -> None:
         mean, square = own = function(x, 4)
         assert relative(own, exact) < 1e-6
         assert (square - mean * mean >= 0).all()  # also of a constant picture
+    own = np.empty(exact.shape)
+    page = Page(Desk(own.shape), own, np.zeros(own.shape))
+    mean, variance = page.combine(x)
+    assert relative(torch.from_numpy(own), exact) < 1e-6
+    assert relative(torch.from_numpy(mean), exact[0]) < 1e-6
+    spread = exact[1] - exact[0] ** 2
+    assert float((torch.from_numpy(variance) - spread).abs().max()) < 1e-6 * float(exact[1].max())
+    assert (variance >= 0).all()
     half = quick_moments(x.half(), 4)
     assert half.dtype == torch.float64
     assert relative(half, exact) < 1e-3

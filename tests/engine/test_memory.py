@@ -62,6 +62,7 @@ def held(unet: Any) -> int:
     """Bytes of storage behind the slots of `unet`, behind every message in this process, and on this rank's board."""
     from distri_engine.boards import BoardBucket
     from distri_engine.buckets import Bucket
+    from distri_engine.ledger import Ledger
 
     gc.collect()
     buckets = [thing for thing in gc.get_objects() if type(thing) is Bucket]
@@ -69,7 +70,7 @@ def held(unet: Any) -> int:
     for slot in unet._exchange._slots:
         tensors += [*(() if slot.borrowed else slot.received.values()), *slot.sent, *slot.moved, *slot.ahead]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    boards = [thing for thing in gc.get_objects() if type(thing) is BoardBucket]
+    boards = [thing for thing in gc.get_objects() if type(thing) in (BoardBucket, Ledger)]
     return sum(storages.values()) + sum(size for board in boards for _, size in board._places)
 
 
