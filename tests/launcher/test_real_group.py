@@ -10,6 +10,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import tempfile
 import urllib.error
@@ -24,6 +25,7 @@ import pytest
 from launcher import wire
 from launcher.faults import VARIABLE
 from launcher.job import TWICE
+from launcher.model import DEMO_MODEL
 from tests.support.processes import alive, children, descendants, listeners, rank_pid, run_dir, until, zygote_pid
 from tests.support.real_app import RealApp, real_app
 
@@ -266,3 +268,16 @@ def test_told_to_end_it_leaves_nothing_and_keeps_the_request(house: House) -> No
     assert house.journal()[-1]["entry"] == "untry"
     assert list(house.tmp.iterdir()) == []
     assert not list(house.folder.rglob(".*"))
+
+
+def test_weights_that_do_not_load_are_said_and_nothing_restarts(tmp_path: Path) -> None:
+    model = shutil.copytree(DEMO_MODEL, tmp_path / "model")
+    config = model / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"cross_attention_dim": 192', '"cross_attention_dim": 96'))
+    options = ("--ranks", "2", "--device", "cpu", "--auth", ":".join(AUTH), "--model", str(model))
+    with real_app(tmp_path, *options) as running, tempfile.TemporaryDirectory(prefix="t-") as tmp:
+        house = House(running, tmp_path, Path(tmp))
+        until(lambda: house.health().get("state") == "dead", 240)
+        with pytest.raises(Exception, match="the model .* cannot be opened as an SDXL pipeline"):
+            house.make(1)
+        assert house.health()["restarts"] == 0
