@@ -278,6 +278,6 @@ def test_weights_that_do_not_load_are_said_and_nothing_restarts(tmp_path: Path) 
     with real_app(tmp_path, *options) as running, tempfile.TemporaryDirectory(prefix="t-") as tmp:
         house = House(running, tmp_path, Path(tmp))
         until(lambda: house.health().get("state") == "dead", 240)
-        with pytest.raises(Exception, match="the model .* cannot be opened as an SDXL pipeline"):
+        with pytest.raises(Exception, match=r"the model .* cannot be opened as an SDXL pipeline"):
             house.make(1)
         assert house.health()["restarts"] == 0
