@@ -15,6 +15,7 @@ from distri_engine.loading import share_components
 from distri_engine.request import GenerationRequest
 
 
+@torch.no_grad()
 def noisy_latents(pipe: Any, request: GenerationRequest, timesteps: torch.Tensor) -> torch.Tensor:
     """Latents [images, 4, H/8, W/8] to walk timesteps: [T] of `pipe.scheduler` from. Raises ValueError if the file of
     the resolved `request` is no picture.

@@ -111,7 +111,8 @@ def make(work: errand.Errand) -> dict[str, Any] | None:
     if mesh.rank != 0:
         return None
     saving = time.perf_counter()
-    chunks = png.chunks(request, config, model=engine.info.name, device=engine.info.device, ranks=mesh.size)
+    shown = request if request.image is None else request.replace(image=Path(request.image).name)  # no folder of ours
+    chunks = png.chunks(shown, config, model=engine.info.name, device=engine.info.device, ranks=mesh.size)
     paths = png.save_all(finished.images, Path(job["output"]), chunks)
     return make_report(
         request=as_parameters(request),

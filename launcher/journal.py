@@ -109,8 +109,8 @@ class Journal:
         end = {"state": job.state, "message": job.message, "pictures": job.pictures, "report": job.report}
         entry = {"entry": "finished", "id": job.id, "at": time.time(), **end}
         if self._remember(job.id, entry):
-            self.inputs.forget()
             self._append(entry)
+            self.inputs.forget()
             self._slim()
 
     def spare(self) -> None:

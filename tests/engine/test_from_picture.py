@@ -47,6 +47,8 @@ def made(engine: Engine, wanted: GenerationRequest, config: DistriConfig) -> tup
     """The pictures, and how many steps they took."""
     *steps, last = engine.generate(wanted, config)
     assert isinstance(last, Finished)
+    # Or the activations of the VAE's encoder would be kept until the picture is done.
+    assert not any(step.latents.requires_grad for step in steps if getattr(step, "latents", None) is not None)
     return [np.asarray(image) for image in last.images], len(steps) - 1
 
 

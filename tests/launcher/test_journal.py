@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
@@ -245,6 +249,33 @@ def test_an_attempt_that_was_lost_before_the_end_does_count(tmp_path: Path) -> N
     journal = reopened(journal)
     journal.spare()
     assert [one.attempts for one in reopened(journal).recover()] == [1]
+
+
+def test_a_picture_to_start_from_stays_until_the_end_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    Image.new("RGB", (8, 8)).save(file := io.BytesIO(), "PNG")
+    with journal.inputs.kept(base64.b64encode(file.getvalue()).decode()) as name:
+        one = job("a")
+        one.request["image"] = name
+        journal.accepted(one)
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", raises(OSError("the disk is full")))
+        with pytest.raises(OSError, match="full"):
+            done(journal, one)
+    again = reopened(journal)  # which makes it once more
+    assert [each.request["image"] for each in again.recover()] == [name]
+    assert again.inputs.path(name).exists()
+    done(again, again.recover()[0])
+    assert list((tmp_path / "inputs").iterdir()) == []
+
+
+def raises(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_two_programs_do_not_share_a_journal(tmp_path: Path) -> None:
