@@ -3,6 +3,7 @@ picture is made in the launcher.
 """
 
 import html
+import json
 import os
 import sys
 import tempfile
@@ -30,6 +31,9 @@ Page = dict[str, Any]  # the components by name
 STORAGE: dict[str, Any] = {"storage_key": "distrifusion-live", "secret": "distrifusion-live"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
 FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "DejaVu Sans", "sans-serif")
+# Runs in the browser: what a visitor has set and not used yet is kept there, for the next time the page is loaded.
+KEEP = f"""(who, ...values) =>
+  ({{ ...who, draft: Object.fromEntries({json.dumps([*settings.DEFAULTS])}.map((name, at) => [name, values[at]])) }})"""
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 
@@ -265,7 +269,7 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
         api_name="tick",
         **PRIVATE,
     )
-    page["aspect"].input(
+    resized = page["aspect"].input(
         answering(page, visits.resize), [page["aspect"]], [page["width"], page["height"]], api_name="resize", **PRIVATE
     )
     for name in ("pair", "view"):
@@ -276,8 +280,10 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
             api_name=name,
             **PRIVATE,
         )
-    page["recover"].upload(recover, None, outputs, api_name="recover", **PRIVATE)
-    page["gallery"].select(recall, [current, browser], outputs, api_name="recall", **PRIVATE)
+    recovered = page["recover"].upload(recover, None, outputs, api_name="recover", **PRIVATE)
+    recalled = page["gallery"].select(recall, [current, browser], outputs, api_name="recall", **PRIVATE)
+    for set_by in (*(each.input for each in values), *(event.success for event in (resized, recovered, recalled))):
+        set_by(None, [browser, *values], [browser], js=KEEP, api_name="keep", **PRIVATE)
 
 
 def publish(client: Client, auto: Auto, rate: limits.Rate) -> None:

@@ -278,6 +278,14 @@ def from_link(query: Mapping[str, str], ranks: int = MAX_RANKS) -> tuple[dict[st
     return values, complaints
 
 
+def from_draft(draft: Any, ranks: int) -> dict[str, Any]:
+    """The control values that a visitor had set and not used, as their browser kept them; what is no value is left out."""
+    if not isinstance(draft, Mapping):
+        return {}
+    values, _ = from_link({name: str(value) for name, value in draft.items() if value is not None}, ranks)
+    return values | {"random_seed": draft.get("random_seed") is not False}
+
+
 def to_link(values: Mapping[str, Any]) -> dict[str, str]:
     """The query of a link that brings these values back."""
     return {

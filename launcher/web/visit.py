@@ -59,6 +59,7 @@ class Visits:
             for id in ids:
                 self.client.cancel(id)
             raise
+        self._look_after(ids)  # a tab may go before it begins to follow
         run = {"ids": ids, "busy": True, "takes": {}, "resting": False}
         return {
             "current": run,
@@ -80,9 +81,7 @@ class Visits:
         finally:
             self._watch(ids, -1)
             if not ended:
-                timer = threading.Timer(GRACE_S, self._abandon, [ids])
-                timer.daemon = True
-                timer.start()
+                self._look_after(ids)
 
     def _watch(self, ids: Iterable[str], change: int) -> None:
         with self._lock:
@@ -182,6 +181,12 @@ class Visits:
                 )
         return _look(run["takes"], wanted, VIEWS[view])
 
+    def _look_after(self, ids: Sequence[str]) -> None:
+        """See to it, in a while, that baselines do not run for nobody."""
+        timer = threading.Timer(GRACE_S, self._abandon, [tuple(ids)])
+        timer.daemon = True
+        timer.start()
+
     def _abandon(self, ids: tuple[str, ...]) -> None:
         """The tab is gone: the picture at work is finished for the history, waiting baselines are dropped."""
         for id in ids[1:]:
@@ -206,9 +211,10 @@ class Visits:
         known = {*running, *(record.id for record in records)}
         ids = [id for id in browser.get("ids") or [] if id in known]
         status = self.client.status()
-        values, complaints = settings.from_link(query, status.ranks)
+        linked, complaints = settings.from_link(query, status.ranks)
+        values = linked or settings.from_draft(browser.get("draft"), status.ranks)
         frame: Frame = {
-            "browser": {"visitor": visitor, "ids": ids},
+            "browser": {"visitor": visitor, "ids": ids} | ({"draft": browser["draft"]} if browser.get("draft") else {}),
             "current": NO_RUN,
             "top": header.header(status),
             "stage": stage.IDLE,
@@ -226,8 +232,9 @@ class Visits:
             methods = [str(self._now(id).config["parallelism"]) for id in ids]
             values = settings.of_picture(main.request, main.config, methods) | {"random_seed": True} | values
             frame |= {"current": NO_RUN | {"ids": ids, "busy": True, "resting": False}, **buttons(main.state)}
-        elif not values:
-            frame |= self._bring_back([record for record in records if record.id in ids]) | {"random_seed": True}
+        elif not linked:
+            last = sorted((one for one in records if one.id in ids), key=lambda one: -ids.index(one.id))
+            frame |= self._bring_back(last) | {"random_seed": True}
             frame["current"] = frame["current"] | {"resting": True}
         return frame | self._fill(values), complaints
 
@@ -249,11 +256,14 @@ class Visits:
         return self._fill(values), notes
 
     def _bring_back(self, records: Sequence[Record]) -> Frame:
-        takes = by_method(list(reversed(records)))  # oldest first: the one that was asked for before its baselines
-        if not takes:
+        run = [*reversed(records)]  # oldest first: the one that was asked for before its baselines
+        if takes := by_method(run):
+            main = next(iter(takes.values()))
+            return self._ending(takes) | self._fill(settings.of_picture(main.request, main.config, list(takes)))
+        if not run:
             return {}
-        main = next(iter(takes.values()))
-        return self._ending(takes) | self._fill(settings.of_picture(main.request, main.config, list(takes)))
+        methods = [str(record.config["parallelism"]) for record in run]  # stopped, or failed: the settings are kept
+        return self._fill(settings.of_picture(run[0].request, run[0].config, methods))
 
     def _fill(self, values: Mapping[str, Any]) -> Frame:
         frame: Frame = dict(values)

@@ -259,9 +259,8 @@ def test_loading(visit: Visit, fake: FakeClient) -> None:
 
 
 def test_two_visitors_leave_and_a_closed_tab(visit: Visit, fake: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.web.visit.GRACE_S", 0.1)
     fake.gate = lambda method, step: step < 2  # nothing gets done, however slow the second visitor is
-    first, second = visit(path="?steps=200"), visit()
+    first, second = visit(), visit()
     first.generate("a red house", run="+ Naive")
     second.generate("a blue house")
     second.wait_state("queued")
@@ -271,10 +270,10 @@ def test_two_visitors_leave_and_a_closed_tab(visit: Visit, fake: FakeClient, mon
     second.wait_state("cancelled")
     assert first.page.locator("#stop").is_enabled()
     picture, baseline = fake.running(visitor=fake.owner(0))
+    monkeypatch.setattr("launcher.web.visit.GRACE_S", 0.1)
     first.close()
-    fake.step_seconds, fake.gate = 0.05, lambda method, step: True
-    until(lambda: next(fake.updates(baseline)).state == "cancelled")
-    fake.step_seconds = 0.0
+    until(lambda: next(fake.updates(baseline)).state == "cancelled")  # no step of the picture comes meanwhile
+    fake.gate = lambda method, step: True
     until(lambda: fake.status().state == "idle")
     assert next(fake.updates(picture)).state == "done"  # what was begun is in the history
 

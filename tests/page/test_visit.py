@@ -30,13 +30,18 @@ def values(**changes: Any) -> dict[str, Any]:
     return {**settings.DEFAULTS, "prompt": "x", "steps": 8, **changes}
 
 
-def test_closed_tab_drops_the_waiting_baselines(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("followed", [True, False], ids=["while it was followed", "before"])
+def test_closed_tab_drops_the_waiting_baselines(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch, followed: bool
+) -> None:
     monkeypatch.setattr(visit, "GRACE_S", 0.05)
+    client.gate = lambda method, step: len(client.running(visitor="v")) == 1  # once nobody waits any more
     visits = Visits(client)
     run = visits.start(WHO, values())["current"]
-    frames = visits.follow(run, WHO)
-    next(frames)
-    frames.close()
+    if followed:
+        frames = visits.follow(run, WHO)
+        next(frames)
+        frames.close()
     until(lambda: not client.running(visitor="v"))
     first, *others = (next(client.updates(id)).state for id in run["ids"])
     assert (first, others) == ("done", ["cancelled", "cancelled"])
@@ -51,7 +56,7 @@ def test_nothing_is_remembered_of_runs_that_are_over(client: FakeClient) -> None
 
 
 def test_reload_keeps_them(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visit, "GRACE_S", 0.1)
+    monkeypatch.setattr(visit, "GRACE_S", 0.2)
     visits = Visits(client)
     run = visits.start(WHO, values())["current"]
     first = visits.follow(run, WHO)
@@ -267,3 +272,38 @@ def test_stopped_runs_do_not_push_pictures_out_of_the_gallery(client: FakeClient
     frame, _ = visits.arrive({"visitor": "v", "ids": []}, {})
     assert frame["gallery"] == last["gallery"]
     assert visits.recall(visit.NO_RUN, WHO, frame["gallery"]["tiles"][0]["id"])["prompt"] == "x"
+
+
+def test_what_was_set_and_not_used_comes_back(client: FakeClient) -> None:
+    visits = Visits(client)
+    *_, last = visits.follow(visits.start(WHO, values(run="DistriFusion"))["current"], WHO)
+    draft = values(prompt="the next one", steps=9, width=None, seed=5, auto_warmup=True, ranks="2", style="Winter")
+    browser = {"visitor": "v", "ids": last["current"]["ids"], "draft": draft}
+    frame, complaints = visits.arrive(browser, {})
+    assert complaints == []
+    assert (frame["browser"], frame["stage"]) == (browser, last["stage"])
+    back = {name: frame[name]["value"] if name == "style" else frame[name] for name in draft}
+    assert back == {**draft, "width": 256, "height": 256}  # of the picture that is shown
+    assert visits.arrive(browser, {"prompt": "from a link"})[0]["prompt"] == "from a link"
+    run = visits.start(browser, values(prompt="on its way"))
+    assert "draft" not in run["browser"]
+    typed, _ = visits.arrive(run["browser"] | {"draft": draft}, {})
+    assert (typed["prompt"], typed["current"]["busy"]) == ("the next one", True)
+    for bad in ("x", ["prompt"], {"steps": {}, "mode": 7, "seed": [], "what": "ever", "auto_warmup": "perhaps"}):
+        kept, complaints = visits.arrive({"visitor": "w", "ids": [], "draft": bad}, {})
+        assert not {"prompt", "steps", "mode", "seed", "what"} & set(kept)
+        assert complaints == []
+
+
+def test_the_settings_of_a_stopped_run_come_back(client: FakeClient) -> None:
+    client.gate = lambda method, step: step < 2
+    visits = Visits(client)
+    started = visits.start(WHO, values(prompt="stopped", run="+ Naive", parallelism="tensor", steps=9))
+    for frame in visits.follow(started["current"], WHO):
+        if frame.get("stage", {}).get("state") == "running":
+            visits.stop(started["current"])
+    assert frame["stage"]["state"] == "cancelled"
+    back, _ = visits.arrive(started["browser"], {})
+    wanted = {"prompt": "stopped", "run": "+ Naive", "parallelism": "tensor", "steps": 9, "seed": started["seed"]}
+    assert {name: back[name] for name in wanted} == wanted
+    assert (back["stage"], back["random_seed"], back["gallery"]["tiles"]) == (visit.stage.IDLE, True, [])

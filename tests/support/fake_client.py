@@ -24,6 +24,7 @@ from distri_engine.evaluation.costs import known_costs
 from distri_engine.evaluation.machine import Machine
 from distri_engine.request import GenerationRequest
 from launcher import png
+from launcher.client import HEARTBEAT_S
 from launcher.inputs import Inputs
 from launcher.measure import Survey
 from launcher.model import DEMO_MODEL
@@ -135,8 +136,8 @@ class FakeClient:
             with self._changed:
                 if request_id not in self._updates:
                     raise ValueError(f"there is no request {request_id!r:.60}")
-                while self._updates[request_id] is shown and not self._closed:
-                    self._changed.wait(1)
+                if self._updates[request_id] is shown and not self._closed:
+                    self._changed.wait_for(lambda: self._updates[request_id] is not shown or self._closed, HEARTBEAT_S)
                 shown = self._updates[request_id]
             yield shown
             if shown.final or self._closed:
@@ -148,7 +149,7 @@ class FakeClient:
             self._cancelled.add(request_id)
             if request_id in self._queue:
                 self._queue.remove(request_id)
-                self._set(request_id, state="cancelled", message="You left the queue.")
+                self._finish(request_id, "cancelled", "You left the queue.")
 
     def status(self) -> Status:
         lost = self._current and self._updates[self._current].state == "lost"
