@@ -86,6 +86,7 @@
       root.querySelector(".df-theme").onclick = toggleTheme;
       notice = value.notice || null;
       redrawStage();
+      nameGroups();
     },
 
     stage(root, value) {
@@ -210,7 +211,8 @@
         set(node.querySelector(".df-tile-seed"), tile.seed);
         set(node.querySelector(".df-tile-count"), tile.methods.length > 1 ? `×${tile.methods.length}` : "");
         node.title = [tile.prompt, tile.style && `Style: ${tile.style}`, tile.methods.join(", ")].filter(Boolean).join("\n");
-        node.setAttribute("aria-label", `Bring back: ${tile.prompt}, seed ${node.innerText.replace("\n", ", ")}`);
+        const count = tile.methods.length > 1 ? `, ${tile.methods.length} pictures` : "";
+        node.setAttribute("aria-label", `Bring back: ${tile.prompt}, seed ${tile.seed}${count}`);
         node.dataset.id = tile.id;
         node.onclick = () => trigger("select", { id: tile.id });
       });
@@ -247,6 +249,14 @@
       root.querySelector(".df-copy").onclick = (event) => copyLink(event.currentTarget, value.link || {});
     },
   };
+
+  // Gradio writes a title into a group of choices, and does not say that it is the group's.
+  function nameGroups() {
+    for (const group of document.querySelectorAll("fieldset:not([aria-label])")) {
+      const title = group.querySelector("[data-testid='block-info']");
+      if (title) group.setAttribute("aria-label", title.textContent.trim());
+    }
+  }
 
   function buildLane(parent) {
     const lane = make("article", "df-lane", parent);
