@@ -33,7 +33,7 @@ class CpuLoad:
 
 
 class GpuLoad:
-    """The driver's utilisation of one GPU, by everybody who uses it; needs the package nvidia-ml-py."""
+    """The driver's utilisation of one GPU, by everybody who uses it; torch asks it through nvidia-ml-py."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
