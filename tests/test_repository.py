@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import metadata_load
 
+from launcher.model import SDXL
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SPACE_COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 
 
 def pins(name: str) -> dict[str, str]:
@@ -42,6 +45,15 @@ def test_front_matter_of_the_space() -> None:
     assert about["sdk_version"] == pins("requirements.txt")["gradio"]
     assert (ROOT / about["app_file"]).is_file()
     assert len(about["short_description"]) <= 60
+    assert all(about[name] in SPACE_COLOURS for name in ("colorFrom", "colorTo"))
+    (preloaded,) = about["preload_from_hub"]  # "repository file,file,..."
+    repository, files = preloaded.split(" ")
+    assert [repository] == about["models"] == [SDXL]
+    parts = {file.rpartition("/")[0] for file in files.split(",")}
+    texts = {"text_encoder", "text_encoder_2"}
+    assert parts == {"", "scheduler", "unet", "vae", "tokenizer", "tokenizer_2", *texts}
+    weights = {file.partition("/")[0] for file in files.split(",") if file.endswith(".safetensors")}
+    assert weights == {"unet", "vae", *texts}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert about["license"].lower() == project["license"].lower() == "apache-2.0"
     assert project["requires-python"] == f">={about['python_version']}"

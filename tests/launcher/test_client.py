@@ -193,8 +193,11 @@ def test_an_unchanged_state_is_repeated_so_that_a_reader_can_be_closed(bench: Be
 def test_a_final_state_is_seen_at_once(bench: Bench) -> None:
     client = bench.connect_ranks().client
     begin = time.monotonic()
-    assert list(client.updates(client.submit(REQUEST, CONFIG), interval=30.0))[-1].final
+    *early, last = client.updates(client.submit(REQUEST, CONFIG), interval=30.0)
+    assert last.final
     assert time.monotonic() - begin < 25
+    assert len(early) <= 1  # and others not before their time, which is
+    assert Client.updates.__kwdefaults__ == {"interval": 0.2}  # five a second at most
 
 
 class Bomb:

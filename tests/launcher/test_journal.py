@@ -292,5 +292,11 @@ def test_where_data_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.delenv("DISTRI_DATA", raising=False)
     monkeypatch.delenv("SPACE_ID", raising=False)
     assert data_folder() == tmp_path / "outputs"
+    monkeypatch.setattr("os.access", lambda path, _: path == "/data")  # a persistent folder is there
+    assert data_folder() == tmp_path / "outputs"
+    monkeypatch.setenv("SPACE_ID", "me/space")
+    assert data_folder() == Path("/data")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert data_folder() == tmp_path / "outputs"
     monkeypatch.setenv("DISTRI_DATA", str(tmp_path / "x"))
     assert data_folder() == tmp_path / "x"

@@ -228,6 +228,30 @@ def test_stage_words() -> None:
     assert stage.ended(lost)["text"] == "Rank 2 stopped answering at step 6."
 
 
+def test_stage_says_what_happens() -> None:
+    waiting = Update(id="1", state="queued", message="", position=2, steps=30, config={"parallelism": "patch"})
+    assert (stage.live(waiting)["title"], stage.live(waiting)["text"].split(". ")[0]) == (
+        "In the queue",
+        "You are number 2 in the line",
+    )
+    assert stage.live(dataclasses.replace(waiting, state="starting"))["title"] == "Waking the peers"
+    running = dataclasses.replace(
+        waiting, state="running", step=17, ms_per_step=36.4, seconds_left=0.57, phases="SSSSS" + 12 * "d"
+    )
+    assert stage.live(running)["progress"] == {
+        "text": "Step 17 / 30",
+        "detail": "36.4 ms/step · 0.6 s left",
+        "share": 17 / 30,
+        "warm": 5 / 30,
+    }
+    assert stage.live(dataclasses.replace(running, state="decoding"))["progress"]["text"] == "Decoding the picture"
+    lost = dataclasses.replace(running, state="lost", message="A device was lost: rank 2 stopped. The workers restart.")
+    assert (stage.live(lost)["title"], stage.live(lost)["text"]) == (
+        "A device was lost",
+        "Rank 2 stopped. The workers restart.",
+    )
+
+
 def test_take_knows_its_patches(tmp_path: Path) -> None:
     assert take(tmp_path, "patch", 1, 0).boxes() == ((0, 0, 64, 32), (0, 32, 64, 64))
     assert take(tmp_path, "naive_patch", 1, 0, split_scheme="col").boxes() == ((0, 0, 32, 64), (32, 0, 64, 64))
