@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import re
+import shutil
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +25,22 @@ from tests.support.fake_client import FakeClient
 from tests.support.processes import free_port
 
 Talk = Callable[[Callable[[Any], Awaitable[Any]]], Any]
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
-def talk(page_server: tuple[str, FakeClient]) -> Talk:
-    """A function that has a client session with the tools of a page."""
+def port(page_server: tuple[str, FakeClient]) -> int:
+    """Where a page with tools listens."""
     import app
 
     port = free_port()
     app.serve(page_server[1], Options(host="127.0.0.1", port=port, mcp=True))  # page_server closes it with its own
+    return port
+
+
+@pytest.fixture(scope="module")
+def talk(port: int) -> Talk:
+    """A function that has a client session with these tools."""
 
     def run(talking: Callable[[Any], Awaitable[Any]]) -> Any:
         from mcp import ClientSession
@@ -70,6 +82,23 @@ def test_they_work(talk: Talk, fake: FakeClient) -> None:
     refused = talk(lambda client: client.call_tool("generate", {"prompt": "x", "steps": 0}))
     assert refused.isError
     assert "Steps 0 is out of range" in refused.content[0].text
+
+
+def test_the_readmes_examples_work(port: int, fake: FakeClient, tmp_path: Path) -> None:
+    part = README.read_text(encoding="utf-8").split("\n## As an API\n")[1].split("\n## ")[0]
+    examples = re.findall(r"```(python|sh)\n(.+?)```", part.replace("127.0.0.1:7860", f"127.0.0.1:{port}"), re.DOTALL)
+    python = "\n".join(text for kind, text in examples if kind == "python")
+    curl = next(text for kind, text in examples if kind == "sh" and "curl" in text)
+    tries = [([sys.executable, "-c", python], "'state': 'ready'", 9, 4)]
+    if shutil.which("curl"):
+        tries.append((["bash", "-ec", curl], '"state": "ready"', 9 + 4, 4 + 3))
+    Image.new("RGB", (256, 256), "red").save(tmp_path / "house.png")  # theirs takes its place
+    for command, status, requests, pictures in tries:
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+        assert status in ran.stdout
+        assert len(fake.submitted) == requests
+        assert [Image.open(path).size for path in tmp_path.glob("*.png")] == [(256, 256)] * pictures
 
 
 def test_without_the_option_there_are_none(page_server: tuple[str, FakeClient]) -> None:
