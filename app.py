@@ -29,6 +29,7 @@ Page = dict[str, Any]  # the components by name
 
 # Not a secret: Gradio scrambles what it keeps in the browser, and a new key at every start would lose the visitor.
 STORAGE: dict[str, Any] = {"storage_key": "distrifusion-live", "secret": "distrifusion-live"}
+TICK_S = 2.0
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
 FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "DejaVu Sans", "sans-serif")
 # Runs in the browser: what a visitor has set and not used yet is kept there, for the next time the page is loaded.
@@ -81,7 +82,7 @@ def build(client: Client) -> "gr.Blocks":
             "browser": gr.BrowserState({"visitor": "", "ids": []}, **STORAGE),
             "current": gr.State(NO_RUN),
             "mood": gr.State(""),
-            "timer": gr.Timer(2),
+            "timer": gr.Timer(TICK_S),
             "top": panel("header", header.header(client.status()), skeletons.HEADER),
         }
         with gr.Row(elem_id="bench"):

@@ -279,7 +279,7 @@ def from_link(query: Mapping[str, str], ranks: int = MAX_RANKS) -> tuple[dict[st
 
 
 def from_draft(draft: Any, ranks: int) -> dict[str, Any]:
-    """The control values that a visitor had set and not used, as their browser kept them; what is no value is left out."""
+    """The control values that a visitor had set and not used, as their browser kept them, as far as they are some."""
     if not isinstance(draft, Mapping):
         return {}
     values, _ = from_link({name: str(value) for name, value in draft.items() if value is not None}, ranks)

@@ -31,7 +31,7 @@ def browser() -> Iterator[object]:
 def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, FakeClient]]:
     """The page over a fake client, in this process; its address and the client."""
     folder = tmp_path_factory.mktemp("outputs")
-    with fake_page(folder) as served:
+    with fake_page(folder, tick_s=0.5) as served:  # what waits for a tick need not wait long
         yield served
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -62,7 +62,8 @@ def visit(
     visitors: list[Visitor] = []
 
     def open_page(**options: object) -> Visitor:
-        visitors.append(Visitor(browser, url, context=None if visitors else window, **options))
+        options = {"context": None if visitors else window, **options}
+        visitors.append(Visitor(browser, url, **options))
         return visitors[-1]
 
     yield open_page

@@ -29,14 +29,24 @@ INJECTIONS = (
 )
 
 
-def test_load(visit: Visit) -> None:
+def test_loading_and_load(visit: Visit, fake: FakeClient) -> None:
+    fake.loading = True
     visitor = visit()
+    assert visitor.text(".df-message h2") == "Loading the model on every device"
+    assert visitor.text("#generate") == "Loading model…"
+    assert visitor.text(".df-lane-name >> nth=1") == "rank 1"
+    assert "GPU" not in visitor.text("body")
+    visitor.write("written while it loads")
+    fake.loading = False
     visitor.page.wait_for_selector('.df-badge[data-state="ready"]')
+    visitor.page.wait_for_function("!document.querySelector('#generate').disabled")
     assert visitor.text(".df-badge") == "2 CPU ranks ready"
     assert "GPU" not in visitor.text("body")
     assert visitor.page.locator("#stop").is_disabled()
     assert visitor.text(".df-message h2") == "Ready when you are"
     assert visitor.page.locator(".df-lane").count() == 2
+    assert visitor.text(".df-lane-name >> nth=1") == "CPU rank 1"
+    assert visitor.page.input_value("#prompt textarea") == "written while it loads"
     visitor.wait_ticks()
     assert visitor.complaints == []
     assert visitor.strangers == []
@@ -66,19 +76,39 @@ def test_run_shows_every_rank_at_work(visit: Visit, fake: FakeClient) -> None:
     assert visitor.text(".df-why").startswith("Auto: patches on 2 of 2 ranks, until it is known")
     assert "rows 128–256" in visitor.text(".df-lane >> nth=1")
     assert visitor.state() == "done"
+    logo, lanes, edge = visitor.page.evaluate(COLOURS)
+    assert lanes == edge == logo[: len(lanes)]
+    assert len(lanes) == 2
     assert visitor.complaints == []
+
+
+# Of the devices: in the logo, in the lanes, and on the picture's edge.
+COLOURS = """() => {
+  const colours = (selector, property) =>
+    [...document.querySelectorAll(selector)].map((node) => getComputedStyle(node)[property]);
+  return [
+    colours(".df-brand svg rect[rx='2.7']", "fill"), colours(".df-lane", "borderLeftColor"),
+    colours(".df-over > .df-strip i", "backgroundColor"),
+  ];
+}"""
 
 
 def test_comparison(visit: Visit, fake: FakeClient) -> None:
     fake.step_seconds = 0.02
     fake.gate = lambda method, step: method != "naive_patch" or step < 5
     visitor = visit()
+    visitor.wait_ticks(1)
+    visitor.page.evaluate(WATCH)
     visitor.generate("a yellow sailboat", run="+ Naive + 1 device")
     visitor.page.wait_for_selector(".df-inset:not([hidden])")  # DistriFusion is shown while the baselines run
     assert visitor.text(".df-label") == "DistriFusion"
     fake.gate = lambda method, step: True
     visitor.wait_idle()
     visitor.page.wait_for_selector("#canvas.df-sliding")
+    visitor.page.wait_for_function("window.seen > 5")
+    shifts, blank = visitor.page.evaluate("[window.shifts, window.blank]")
+    assert sum(shifts) < 0.02
+    assert blank == 0
     loaded = visitor.page.eval_on_selector_all("#slider img", "list => list.map(each => each.naturalWidth)")
     assert loaded == [256, 256]
     alone, naive, ours = (float(text) for text in visitor.page.locator(".df-card-seconds").all_inner_texts())
@@ -109,19 +139,6 @@ def test_comparison(visit: Visit, fake: FakeClient) -> None:
     assert visitor.complaints == []
 
 
-def test_nothing_jumps_and_no_frame_is_blank(visit: Visit) -> None:
-    visitor = visit()
-    visitor.wait_ticks(1)
-    visitor.page.evaluate(WATCH)
-    visitor.generate("a yellow sailboat", run="+ Naive + 1 device")
-    visitor.wait_idle()
-    visitor.page.wait_for_selector("#canvas.df-sliding")
-    shifts, seen, blank = visitor.page.evaluate("[window.shifts, window.seen, window.blank]")
-    assert sum(shifts) < 0.02
-    assert seen > 5
-    assert blank == 0
-
-
 # Layout shifts, and from the first picture on, how many frames showed one, or none.
 WATCH = """() => {
   Object.assign(window, { shifts: [], seen: 0, blank: 0 });
@@ -138,11 +155,16 @@ WATCH = """() => {
 }"""
 
 
-def test_stop(visit: Visit, fake: FakeClient) -> None:
+def test_keyboard_and_stop(visit: Visit, fake: FakeClient) -> None:
     fake.gate = lambda method, step: step < 3
     visitor = visit()
-    visitor.write("a red house")  # with both baselines
-    visitor.page.focus("#prompt textarea")
+    order = ["prompt", "actions", "chips", "run", "aspect", "style", "seed", "random-seed", "recover", "advanced"]
+    assert visitor.stops() == [*order, "tools", "explain"]
+    assert visitor.nameless() == []
+    chip = visitor.page.locator(".df-chip >> nth=1")
+    chip.focus()
+    visitor.page.keyboard.press("Enter")
+    visitor.wait_prompt(str(chip.get_attribute("title")))  # with both baselines
     visitor.page.keyboard.press("Control+Enter")
     visitor.wait_step(2)
     seed = visitor.seed()
@@ -216,7 +238,7 @@ def test_what_crosses_the_end_of_a_stream_is_answered(visit: Visit, monkeypatch:
     assert len(joined) > held[0] + 1
 
 
-def test_error(visit: Visit, fake: FakeClient) -> None:
+def test_error_and_lost_device(visit: Visit, fake: FakeClient) -> None:
     fake.fault = lambda step: "failed" if step == 3 else ""
     visitor = visit()
     visitor.generate("a red house", run="+ Naive + 1 device")
@@ -224,38 +246,15 @@ def test_error(visit: Visit, fake: FakeClient) -> None:
     assert "out of memory" in visitor.text(".df-message p")
     visitor.wait_idle()
     until(lambda: not fake.running(visitor=fake.owner()))  # a baseline that had just begun stops at its next step
-    fake.fault = lambda step: ""
-    visitor.press_generate()
-    visitor.wait_idle()
-    assert visitor.state() == "done"
-
-
-def test_lost_device_is_told_and_recovered(visit: Visit, fake: FakeClient) -> None:
     fake.fault = lambda step: "lost" if step == 6 else ""
     fake.gate = lambda method, step: method != "restart"
-    visitor = visit()
-    visitor.generate("a red house")
+    visitor.choose("DistriFusion")
+    visitor.press_generate()
     visitor.wait_state("lost")
     assert visitor.text(".df-message h2") == "A device was lost"
     assert "Rank 1 stopped answering at step 6" in visitor.text(".df-message p")
     fake.gate = lambda method, step: True
     visitor.wait_state("done")
-
-
-def test_loading(visit: Visit, fake: FakeClient) -> None:
-    fake.loading = True
-    visitor = visit()
-    assert visitor.text(".df-message h2") == "Loading the model on every device"
-    assert visitor.text("#generate") == "Loading model…"
-    assert visitor.text(".df-lane-name >> nth=1") == "rank 1"
-    assert "GPU" not in visitor.text("body")
-    visitor.write("written while it loads")
-    fake.loading = False
-    visitor.page.wait_for_selector('.df-badge[data-state="ready"]')
-    visitor.page.wait_for_function("!document.querySelector('#generate').disabled")
-    assert visitor.text(".df-message h2") == "Ready when you are"
-    assert visitor.page.input_value("#prompt textarea") == "written while it loads"
-    assert visitor.text(".df-lane-name >> nth=1") == "CPU rank 1"
 
 
 def test_two_visitors_leave_and_a_closed_tab(visit: Visit, fake: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,19 +277,39 @@ def test_two_visitors_leave_and_a_closed_tab(visit: Visit, fake: FakeClient, mon
     assert next(fake.updates(picture)).state == "done"  # what was begun is in the history
 
 
-def test_injected_prompts_do_nothing(visit: Visit) -> None:
+def test_injections_do_nothing_and_a_picture_brings_its_settings(visit: Visit, tmp_path: Path) -> None:
     prompt = " ".join(INJECTIONS)
-    visitor = visit(path="?" + urlencode({"prompt": prompt, "seed": "<b>7</b>", "run": "DistriFusion"}))
+    visitor = visit(path="?" + urlencode({"prompt": prompt, "seed": "<b>7</b>", "steps": "9", "run": "DistriFusion"}))
+    visitor.wait_toast("The link's seed cannot be used")
     visitor.wait_prompt(prompt)
-    assert "cannot be used" in visitor.toast()
     visitor.press_generate()
     visitor.wait_idle()
     visitor.page.wait_for_selector(".df-tile img")
-    visitor.reload()
-    visitor.page.wait_for_selector(".df-tile img")
-    assert visitor.page.evaluate("window.__pwned") is None
-    assert visitor.page.locator("b", has_text="bold").count() == 0
     assert prompt in str(visitor.page.get_attribute(".df-tile", "title"))
+    (path := tmp_path / "x.png").write_bytes(visitor.picture())
+
+    chooser = visit()
+    chooser.page.get_by_label("Settings from a picture").set_input_files(path)
+    chooser.wait_toast("The settings of this picture are in the controls.")
+    chooser.wait_prompt(prompt)
+    assert chooser.seed() == visitor.seed()
+    assert not chooser.page.is_checked("#random-seed input")
+    chooser.choose("DistriFusion")
+    chooser.press_generate()
+    chooser.wait_idle()
+    assert chooser.picture() == path.read_bytes()
+    chooser.write("something else")
+    chooser.drop(path)
+    chooser.wait_prompt(prompt)
+    assert chooser.page.locator(".df-drop").is_hidden()
+    chooser.drop(Path(__file__))
+    chooser.wait_toast("This is not a PNG picture")
+    chooser.reload()  # the same words come from the history now
+    chooser.page.wait_for_selector(".df-tile img")
+    for one in (visitor, chooser):
+        assert one.page.evaluate("window.__pwned") is None
+        assert one.page.locator("b", has_text="bold").count() == 0
+        assert one.complaints == []
 
 
 def test_gallery_survives_a_reload_and_brings_settings_back(visit: Visit) -> None:
@@ -311,6 +330,8 @@ def test_gallery_survives_a_reload_and_brings_settings_back(visit: Visit) -> Non
     visitor.page.wait_for_function("document.querySelectorAll('.df-tile').length === 2")
     visitor.page.click(".df-tile >> nth=1")
     visitor.wait_prompt("the first picture")
+    visitor.page.wait_for_selector("#canvas.df-sliding")  # with its pair
+    assert visitor.page.locator(".df-label").all_inner_texts() == ["Naive patch", "DistriFusion"]
     assert visitor.seed() == seed
     assert not visitor.page.is_checked("#random-seed input")
     assert visitor.picture() == first
@@ -319,115 +340,62 @@ def test_gallery_survives_a_reload_and_brings_settings_back(visit: Visit) -> Non
     assert stranger.page.locator(".df-tile").count() == 0
 
 
-def test_running_request_survives_a_reload(visit: Visit, fake: FakeClient) -> None:
+def test_what_runs_and_what_was_typed_survive_a_reload_and_are_in_a_second_tab(visit: Visit, fake: FakeClient) -> None:
     fake.gate = lambda method, step: step < 3
     visitor = visit()
     visitor.generate("still running", run="+ Naive")
     visitor.wait_step(3)
     visitor.reload()
     visitor.wait_step(3)
-    fake.gate = lambda method, step: True
     assert visitor.page.input_value("#prompt textarea") == "still running"
-    visitor.wait_idle()
-    assert visitor.text(".df-label >> nth=0") == "Naive patch"
+    visitor.write("the next one")
+    visitor.choose("DistriFusion")
+    visitor.wait_settled()  # nobody reloads that fast
+    visitor.reload()
+    second = visit(context=visitor.context, tab=True)
+    for tab in (visitor, second):
+        tab.wait_prompt("the next one")
+        tab.wait_step(3)
+        assert tab.text("#run .selected") == "DistriFusion"
+    fake.gate = lambda method, step: True
+    for tab in (visitor, second):
+        tab.wait_idle()
+        assert tab.text(".df-label >> nth=0") == "Naive patch"
     assert len(fake.submitted) == 2
 
 
-def test_settings_from_a_picture(visit: Visit, fake: FakeClient, tmp_path: Path) -> None:
-    visitor = visit(path="?" + urlencode({"prompt": INJECTIONS[1], "steps": "9", "run": "DistriFusion"}))
-    visitor.wait_prompt(INJECTIONS[1])
-    visitor.press_generate()
-    visitor.wait_idle()
-    (path := tmp_path / "x.png").write_bytes(visitor.picture())
-
-    chooser = visit()
-    chooser.page.get_by_label("Settings from a picture").set_input_files(path)
-    chooser.wait_prompt(INJECTIONS[1])
-    assert chooser.seed() == visitor.seed()
-    assert not chooser.page.is_checked("#random-seed input")
-    assert chooser.toast() == "The settings of this picture are in the controls."
-    chooser.press_generate()
-    chooser.wait_idle()
-    assert chooser.picture() == path.read_bytes()
-
-    chooser.write("something else")
-    chooser.drop(path)
-    chooser.wait_prompt(INJECTIONS[1])
-    assert chooser.page.locator(".df-drop").is_hidden()
-    chooser.drop(Path(__file__))
-    chooser.wait_toast("This is not a PNG picture")
-    assert chooser.page.evaluate("window.__pwned") is None
-    assert chooser.complaints == []
-
-
-def test_a_style_is_part_of_the_picture_and_of_its_link(visit: Visit, fake: FakeClient) -> None:
-    visitor = visit(path="?" + urlencode({"prompt": "a house", "style": "Watercolour", "run": "DistriFusion"}))
-    visitor.wait_prompt("a house")
+def test_link_with_a_style(visit: Visit, fake: FakeClient) -> None:
+    query = {"prompt": "from a link", "seed": "123", "steps": "7", "run": "DistriFusion", "mode": "full_sync"}
+    query |= {"parallelism": "patch", "ranks": "1", "metadata": "False", "style": "Watercolour"}
+    visitor = visit(path="?" + urlencode(query))
+    visitor.wait_prompt("from a link")
     assert visitor.page.input_value("#style input") == "Watercolour"
     assert "This model knows those of Golden hour" in visitor.text("#style")
     visitor.press_generate()
     visitor.wait_idle()
-    used = f"a house, {STYLES['Watercolour']}"
-    assert fake.submitted[0][0].prompt == used
+    (request, config), *others = fake.submitted
+    assert (request.seed, request.steps, str(config.mode), others) == (123, 7, "full_sync", [])
+    assert request.prompt == (used := f"from a link, {STYLES['Watercolour']}")
+    assert config.ranks == 1
+    assert visitor.text(".df-why") == ""  # there is nothing to explain
+    with Image.open(io.BytesIO(visitor.picture())) as image:
+        assert image.info == {}  # settings stay out of the picture where that is wanted
     visitor.page.wait_for_selector(".df-tile")
     assert str(visitor.page.get_attribute(".df-tile", "title")).startswith(f"{used}\nStyle: Watercolour\n")
     assert "prompt=" not in visitor.page.url  # a reload brings back what was made, not the link
     visitor.reload()
     visitor.wait_state("done")
-    assert visitor.page.input_value("#prompt textarea") == "a house"
+    assert visitor.page.input_value("#prompt textarea") == "from a link"
     assert visitor.page.input_value("#style input") == "Watercolour"
     visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
     visitor.choose("Copy link")
     visitor.page.wait_for_selector("text=Link copied")
     copied = str(visitor.page.evaluate("navigator.clipboard.readText()"))
-    assert {"prompt": ["a house"], "style": ["Watercolour"]}.items() <= parse_qs(urlsplit(copied).query).items()
-
-
-def test_explanation_opens_by_keyboard_and_its_drawing_can_be_read_aloud(visit: Visit) -> None:
-    visitor = visit(size=PHONE)
-    body = visitor.page.locator(".df-explain-body")
-    assert body.is_hidden()
-    visitor.page.locator(".df-explain summary").focus()
-    visitor.page.keyboard.press("Enter")
-    assert body.is_visible()
-    drawings = visitor.page.locator(".df-explain").get_by_role("img")
-    assert drawings.count() == 3
-    assert all(len(each.get_attribute("aria-label") or "") > 80 for each in drawings.all())
-    assert visitor.sideways() <= 0
-
-
-def test_link(visit: Visit, fake: FakeClient) -> None:
-    query = {"prompt": "from a link", "seed": "123", "steps": "7", "run": "DistriFusion", "mode": "full_sync"}
-    query |= {"parallelism": "patch", "ranks": "1", "metadata": "False"}
-    visitor = visit(path="?" + urlencode(query))
-    visitor.wait_prompt("from a link")
-    visitor.press_generate()
-    visitor.wait_idle()
-    (request, config), *others = fake.submitted
-    assert (request.seed, request.steps, str(config.mode), others) == (123, 7, "full_sync", [])
-    assert config.ranks == 1
-    assert visitor.text(".df-why") == ""  # there is nothing to explain
-    with Image.open(io.BytesIO(visitor.picture())) as image:
-        assert image.info == {}  # settings stay out of the picture where that is wanted
-    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    visitor.choose("Copy link")
-    visitor.page.wait_for_selector("text=Link copied")
-    copied = str(visitor.page.evaluate("navigator.clipboard.readText()"))
+    carried = {name: value for name, (value,) in parse_qs(urlsplit(copied).query).items()}
+    assert query.items() <= carried.items()
     again = visit(path=copied.removeprefix(visitor.url))
     again.wait_prompt("from a link")
     assert again.seed() == "123"
-
-
-def test_dark_mode_follows_the_system_until_the_button_is_pressed(visit: Visit) -> None:
-    visitor = visit(dark=True)
-    dark = "document.body.classList.contains('dark')"
-    assert visitor.page.evaluate(dark)
-    visitor.page.emulate_media(color_scheme="light")
-    visitor.page.wait_for_function(f"!{dark}")
-    visitor.page.get_by_label("Switch between light and dark").click()
-    assert visitor.page.evaluate(dark)
-    visitor.reload()
-    visitor.page.wait_for_function(dark)
 
 
 class Host(BaseHTTPRequestHandler):
@@ -475,27 +443,53 @@ def test_phone(visit: Visit) -> None:
     visitor.page.mouse.wheel(0, 900)
     visitor.page.wait_for_function("window.scrollY > 0")
     assert visitor.page.locator("#generate").bounding_box() == bar
-    order = ["#prompt", "#canvas", "#lanes", "#cards", "#gallery", "#settings", "#advanced"]
-    tops = [visitor.page.locator(part).bounding_box()["y"] for part in order]
+    parts = ["#prompt", "#canvas", "#lanes", "#cards", "#gallery", "#settings", "#advanced"]
+    tops = visitor.page.evaluate(
+        "parts => parts.map(part => document.querySelector(part).getBoundingClientRect().top)", parts
+    )
     assert tops == sorted(tops)
-    visitor.page.mouse.wheel(0, -2000)
+    body = visitor.page.locator(".df-explain-body")
+    assert body.is_hidden()
+    visitor.page.locator(".df-explain summary").focus()
+    visitor.page.keyboard.press("Enter")
+    body.wait_for()
+    drawings = visitor.page.locator(".df-explain").get_by_role("img")
+    assert drawings.count() == 3
+    assert all(len(each.get_attribute("aria-label") or "") > 80 for each in drawings.all())
+    assert visitor.sideways() <= 0
+    visitor.page.mouse.wheel(0, -9000)
     visitor.write("on a phone")
     visitor.press_generate()
     visitor.wait_idle()
     visitor.page.wait_for_selector("#canvas.df-sliding")
     assert visitor.sideways() <= 0
+    assert visitor.stops()[-4:] == ["advanced", "tools", "explain", "gallery"]  # the controls, then what came of them
+    assert visitor.nameless() == []
 
 
-def test_contrast(visit: Visit) -> None:
+def test_contrast_motion_and_dark_mode(visit: Visit, fake: FakeClient) -> None:
     visitor = visit()
+    dark, moving = "document.body.classList.contains('dark')", "document.getAnimations().filter(endless).length"
+    visitor.page.evaluate("window.endless = (each) => each.effect.getComputedTiming().iterations === Infinity")
     assert visitor.page.evaluate(CONTRAST) == []  # at rest
+    fake.gate = lambda method, step: method != "waking"
     visitor.generate("a red house", run="+ Naive + 1 device")
+    visitor.wait_state("starting")
+    assert visitor.page.evaluate(moving) > 0
+    visitor.page.emulate_media(reduced_motion="reduce")
+    visitor.page.wait_for_function(f"{moving} === 0")
+    fake.gate = lambda method, step: True
     visitor.wait_idle()
     visitor.page.click(".df-explain summary")
-    for scheme in ("light", "dark"):
-        visitor.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    for scheme in ("light", "dark"):  # follows the system
+        visitor.page.emulate_media(color_scheme=scheme)
+        visitor.page.wait_for_function(f"{dark} === {str(scheme == 'dark').lower()}")
         visitor.wait_settled()
         assert visitor.page.evaluate(CONTRAST) == []
+    visitor.page.get_by_label("Switch between light and dark").click()  # until the button is pressed
+    assert not visitor.page.evaluate(dark)
+    visitor.reload()
+    visitor.page.wait_for_function(f"!{dark}")
 
 
 # Text of the page whose contrast with what is behind it is below 4.5 (WCAG 2.1, AA), disabled controls excepted.

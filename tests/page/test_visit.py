@@ -55,8 +55,7 @@ def test_nothing_is_remembered_of_runs_that_are_over(client: FakeClient) -> None
     assert not visits._watchers
 
 
-def test_reload_keeps_them(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visit, "GRACE_S", 0.2)
+def test_reload_keeps_them(client: FakeClient) -> None:
     visits = Visits(client)
     run = visits.start(WHO, values())["current"]
     first = visits.follow(run, WHO)
@@ -65,7 +64,10 @@ def test_reload_keeps_them(client: FakeClient, monkeypatch: pytest.MonkeyPatch) 
     frame, _ = visits.arrive({"visitor": "v", "ids": run["ids"]}, {})
     assert frame["current"]["busy"]
     assert frame["prompt"] == "x"
-    *_, last = visits.follow(frame["current"], WHO)
+    again = visits.follow(frame["current"], WHO)
+    next(again)
+    visits._abandon(tuple(run["ids"]))  # GRACE_S later
+    *_, last = again
     assert list(last["current"]["takes"]) == ["patch", "naive_patch", "single"]
 
 

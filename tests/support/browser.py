@@ -23,6 +23,23 @@ CUT = """() => [...document.querySelectorAll(".gradio-container *")].filter((nod
     && node.scrollWidth > node.clientWidth + 1;
 }).map((node) => node.textContent)"""
 
+# The part of the page that has the focus, where it can be seen that something has it.
+FOCUSED = """() => {
+  const seen = (style) => style.outlineStyle !== "none" || style.boxShadow !== "none";
+  const node = document.activeElement;
+  const part = node.closest("#actions, #controls .block[id], #tools, #explain, #gallery");
+  return part && [node, node.closest("label")].some((each) => each && seen(getComputedStyle(each))) ? part.id : "";
+}"""
+
+# Toasts go after ten seconds, and a slow machine may take longer than that to look.
+TOASTS = """
+window.toasts = [];
+new MutationObserver((changes) => changes.forEach(({ addedNodes }) => addedNodes.forEach((node) => {
+  const told = node.querySelectorAll ? [...node.querySelectorAll("[data-testid='toast-text']")] : [];
+  window.toasts.push(...told.map((each) => each.innerText));
+}))).observe(document, { childList: true, subtree: true });
+"""
+
 
 def find_chromium() -> str | None:
     """A chromium of the system; None if playwright's own has to do."""
@@ -43,16 +60,18 @@ class Visitor:
         path: str = "",
         dark: bool = False,
         context: Any = None,  # that of an earlier visitor, of whom nothing is left but the cache
+        tab: bool = False,  # of that visitor's own, who is still there
     ) -> None:
         self.url = url
         touch = size == PHONE
         self.own = context is None or touch
         self.context = browser.new_context(has_touch=touch, is_mobile=touch) if self.own else context
-        self.context.set_default_timeout(60_000)
+        self.context.set_default_timeout(120_000)
         self.page = self.context.new_page()
+        self.page.add_init_script(TOASTS)
         self.page.set_viewport_size({"width": size[0], "height": size[1]})
         self.page.emulate_media(color_scheme="dark" if dark else "light")
-        if not self.own:
+        if not self.own and not tab:
             self.context.clear_permissions()
             self.page.goto(url + "healthz")
             self.page.evaluate("localStorage.clear()")
@@ -100,7 +119,8 @@ class Visitor:
 
     def advanced(self, field: str, value: str) -> str:
         """Write into a field of the Advanced part; returns what stood there."""
-        if not self.page.locator(f"#{field} input").is_visible():
+        opened = self.page.locator(f"#{field} input").is_visible()
+        if not opened:
             self.page.get_by_text("Advanced", exact=True).click()
             # Gradio builds this part when it is first opened, and a moment later writes into its fields what the
             # server sent before, the model's size; nobody types that fast, but a test does.
@@ -111,7 +131,8 @@ class Visitor:
         before = self.page.input_value(f"#{field} input")
         for _ in range(5):  # whatever else was under way and wrote over it is done by then
             self.page.fill(f"#{field} input", value)
-            self.wait_settled()
+            if not opened:
+                self.wait_settled()
             if self.page.input_value(f"#{field} input") == value:
                 return before
         raise AssertionError(f"{field} does not keep {value}")
@@ -163,7 +184,7 @@ class Visitor:
         self.page.click("#generate")
         self.page.wait_for_function("!document.querySelector('#stop').disabled")
 
-    def wait_idle(self, *, seconds: float = 60) -> None:
+    def wait_idle(self, *, seconds: float = 120) -> None:
         """Until the run is over: Generate can be pressed again and Stop cannot."""
         self.page.wait_for_function(
             "!document.querySelector('#generate').disabled && document.querySelector('#stop').disabled",
@@ -174,7 +195,7 @@ class Visitor:
         """What the stage shows: idle, running, done, cancelled, failed..."""
         return str(self.page.get_attribute(".df-stage", "data-state"))
 
-    def wait_state(self, *states: str, seconds: float = 60) -> None:
+    def wait_state(self, *states: str, seconds: float = 120) -> None:
         wanted = ",".join(f'.df-stage[data-state="{state}"]' for state in states)
         self.page.wait_for_selector(wanted, state="attached", timeout=1000 * seconds)
 
@@ -190,18 +211,38 @@ class Visitor:
         )
 
     def toast(self) -> str:
-        """The sentence of the newest toast."""
-        return str(self.page.get_by_test_id("toast-text").last.inner_text()).strip()
+        """The sentence of the newest toast, also when it is gone."""
+        self.page.wait_for_function("window.toasts.length")
+        return str(self.page.evaluate("window.toasts.at(-1)")).strip()
 
     def wait_toast(self, sentence: str) -> None:
-        """Until a toast holds `sentence`."""
-        self.page.get_by_test_id("toast-text").filter(has_text=sentence).first.wait_for()
+        """Until a toast has held `sentence`."""
+        self.page.wait_for_function("sentence => window.toasts.some((each) => each.includes(sentence))", arg=sentence)
 
     def picture(self) -> bytes:
         """The PNG behind the download button."""
         self.page.wait_for_selector('.df-download[aria-disabled="false"]')
         address = self.page.locator(".df-download").evaluate("link => link.href")
         return bytes(self.context.request.get(address).body())
+
+    def stops(self) -> list[str]:
+        """The parts of the page that the Tab key comes by, from the prompt on, to where Gradio's own begin."""
+        self.page.focus("#prompt textarea")
+        parts: list[str] = []
+        while part := str(self.page.evaluate(FOCUSED)):
+            parts += [part] if parts[-1:] != [part] else []
+            self.page.keyboard.press("Tab")
+        return parts
+
+    def nameless(self) -> list[str]:
+        """Roles of what can be operated, or groups what can be, and has no name to be read aloud."""
+        wire = self.context.new_cdp_session(self.page)
+        nodes = wire.send("Accessibility.getFullAXTree")["nodes"]
+        roles = {"button", "link", "textbox", "spinbutton", "checkbox", "radio", "combobox", "progressbar", "region"}
+        told = [(node["role"]["value"], node.get("name", {}).get("value")) for node in nodes if not node["ignored"]]
+        fieldsets = self.page.locator("fieldset").all()
+        groups = [("fieldset", each.get_attribute("aria-label")) for each in fieldsets if each.is_visible()]
+        return [role for role, name in [*told, *groups] if not name and role in roles | {"fieldset"}]
 
     def cut(self) -> list[str]:
         """Words that do not fit where they stand."""

@@ -136,8 +136,9 @@ class FakeClient:
             with self._changed:
                 if request_id not in self._updates:
                     raise ValueError(f"there is no request {request_id!r:.60}")
-                if self._updates[request_id] is shown and not self._closed:
-                    self._changed.wait_for(lambda: self._updates[request_id] is not shown or self._closed, HEARTBEAT_S)
+                repeat = time.monotonic() + HEARTBEAT_S
+                while self._updates[request_id] is shown and not self._closed and time.monotonic() < repeat:
+                    self._changed.wait(HEARTBEAT_S)
                 shown = self._updates[request_id]
             yield shown
             if shown.final or self._closed:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import app
 from distri_engine.config import DistriConfig
 from distri_engine.request import GenerationRequest
 from launcher.options import Options
@@ -22,14 +23,13 @@ Snap = Callable[[str], None]
 
 
 @contextmanager
-def fake_page(folder: Path, ranks: int = 2) -> Iterator[tuple[str, FakeClient]]:
+def fake_page(folder: Path, ranks: int = 2, *, tick_s: float = app.TICK_S) -> Iterator[tuple[str, FakeClient]]:
     """The page over a fake client, in this process; its address and the client."""
     import gradio
 
-    import app
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTRI_DATA", str(folder))
+        patch.setattr(app, "TICK_S", tick_s)
         client, port = FakeClient(folder, ranks=ranks), free_port()
         app.serve(client, Options(ranks=ranks, device="cpu", host="127.0.0.1", port=port))
         try:
