@@ -86,7 +86,6 @@
       root.querySelector(".df-theme").onclick = toggleTheme;
       notice = value.notice || null;
       redrawStage();
-      nameGroups();
     },
 
     stage(root, value) {
@@ -204,6 +203,7 @@
 
     gallery(root, value, trigger) {
       const tiles = value.tiles || [];
+      nameGroups();
       root.querySelector(".df-gallery").setAttribute("aria-busy", String(!value.tiles));
       show(root.querySelector(".df-empty"), !tiles.length);
       repeat(root.querySelector(".df-tiles"), tiles, buildTile, (node, tile) => {
