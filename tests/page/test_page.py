@@ -470,7 +470,7 @@ def test_phone(visit: Visit) -> None:
 def test_contrast_motion_and_dark_mode(visit: Visit, fake: FakeClient) -> None:
     visitor = visit()
     dark, moving = "document.body.classList.contains('dark')", "document.getAnimations().filter(endless).length"
-    visitor.page.evaluate("window.endless = (each) => each.effect.getComputedTiming().iterations === Infinity")
+    visitor.page.evaluate("void (window.endless = (each) => each.effect.getComputedTiming().iterations === Infinity)")
     assert visitor.page.evaluate(CONTRAST) == []  # at rest
     fake.gate = lambda method, step: method != "waking"
     visitor.generate("a red house", run="+ Naive + 1 device")
