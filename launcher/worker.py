@@ -71,7 +71,9 @@ class Worker:
                 self._inbox.put(message)
             case m.Rest():
                 self._inbox.put(message)
-            case m.Prepare():
+            case m.Prepare(req=req):
+                with logs.about(req):
+                    _log.info("was told")
                 self._lease = Lease()
                 self._inbox.put((message, self._lease))
             case m.Run(upto=upto) | m.Lease(upto=upto):
@@ -187,6 +189,8 @@ class Worker:
         step, upcoming = -1, 0
         try:
             while lease.may_start(upcoming):
+                if step < 0:
+                    _log.info("its first step begins")
                 event = next(events)
                 if isinstance(event, Finished):
                     return self._finish(event, req, request, config, step)
