@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from launcher import faults
 from launcher.options import parse
-from tests.support.processes import ToyGroup, until
+from tests.support.processes import ToyGroup
 
 
 @pytest.mark.parametrize("text", ["die", "die:1", "jump:1@2", "die:1@2,twice", "die:-1@2", "die:1@2 slow:1@2", ";"])
@@ -57,15 +54,3 @@ def test_every_kind_of_fault_costs_what_it_must_and_no_more(tmp_path: Path) -> N
             assert group.call("status")["last_error"].startswith(reason)
         assert group.call("status")["restarts"] == 3
         assert [one["state"] for one in group.call("history", visitor="v")] == ["done"] * 3 + ["failed", "done"]
-
-
-def test_a_rank_lost_while_the_ranks_meet_costs_no_attempt(tmp_path: Path) -> None:
-    with ToyGroup(tmp_path) as group:
-        time.sleep(3)  # the group rests, so that the next picture begins with a meeting
-        peer = group.pids()[1]
-        os.kill(peer, signal.SIGSTOP)
-        req = group.submit()
-        until(lambda: group.call("status")["state"] == "joining", 40)
-        os.kill(peer, signal.SIGKILL)
-        made = group.wait_across_restarts(req)
-        assert (made["state"], made["attempt"]) == ("done", 1)

@@ -19,17 +19,48 @@ STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyGroup]:
-    """One group for all tests that leave it alive."""
-    with ToyGroup(tmp_path_factory.mktemp("group")) as made:
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ToyGroup]]:
+    """Three, which start side by side."""
+    kinds = {
+        "steady": {},
+        "mortal": {"TOY_PAGE_ERROR": str(tmp_path_factory.mktemp("error") / "once")},
+        "impatient": {"TOY_GROUP_TIMEOUT": "2"},
+    }
+    with contextlib.ExitStack() as stack:
+        made = {}
+        for name, env in kinds.items():
+            made[name] = ToyGroup(tmp_path_factory.mktemp(name), env=env)
+            stack.callback(made[name].end)
+        for one in made.values():
+            until(one.ready, 240)
         yield made
 
 
 @pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyGroup]:
-    """One group for all tests that kill its ranks."""
-    with ToyGroup(tmp_path_factory.mktemp("mortal")) as made:
-        yield made
+def group(groups: dict[str, ToyGroup]) -> ToyGroup:
+    """For all tests that leave it alive."""
+    return groups["steady"]
+
+
+@pytest.fixture(scope="module")
+def mortal(groups: dict[str, ToyGroup]) -> ToyGroup:
+    """For all tests that kill its ranks. Its page could not open at the first start."""
+    return groups["mortal"]
+
+
+@pytest.fixture(scope="module")
+def rested(groups: dict[str, ToyGroup]) -> tuple[ToyGroup, float]:
+    """A group whose collectives time out after 2 s, and when it has made its last picture."""
+    assert groups["impatient"].make()["state"] == "done"
+    return groups["impatient"], time.monotonic()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyGroup]:
+    """A group by plain torchrun that is about to start: whoever needs it waits until it is ready."""
+    made = ToyGroup(tmp_path_factory.mktemp("plain"), standalone=True)
+    yield made
+    made.end()
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +74,7 @@ def same(group: ToyGroup, picture: bytes) -> bool:
     return Path(group.make(steps=STEPS)["picture"]).read_bytes() == picture
 
 
+@pytest.mark.usefixtures("rested")  # from here on it rests
 def test_a_picture_and_its_report(group: ToyGroup) -> None:
     update = group.make(steps=STEPS)
     assert (update["state"], update["attempt"], update["phases"]) == ("done", 1, "SSddd")
@@ -127,6 +159,7 @@ def test_a_picture_that_ends_early_and_one_stopped_before_that(group: ToyGroup, 
     assert same(group, picture)
 
 
+@pytest.mark.usefixtures("plain")  # it starts meanwhile
 def test_an_idle_peer_sleeps_and_wakes_quickly(group: ToyGroup) -> None:
     group.make()
     peer = group.pids()[1]
@@ -144,13 +177,17 @@ def test_pictures_are_made_one_after_another(group: ToyGroup) -> None:
     assert [record["id"] for record in group.call("history", visitor="queue")] == ids[::-1]
 
 
-def test_group_timeouts_do_not_matter_to_an_idle_group_which_says_one_line(tmp_path: Path) -> None:
-    with ToyGroup(tmp_path, env={"TOY_GROUP_TIMEOUT": "2"}) as group:
-        assert group.make()["state"] == "done"
-        time.sleep(6)
-        assert group.make()["state"] == "done"
-        assert group.call("status")["restarts"] == 0
-        assert group.log.read_text() == f"DistriFusion Live: http://127.0.0.1:{group.port} (2 ranks)\n"
+def test_group_timeouts_do_not_matter_to_an_idle_group_which_says_one_line(rested: tuple[ToyGroup, float]) -> None:
+    group, since = rested
+    time.sleep(max(0.0, since + 6 - time.monotonic()))
+    assert group.make()["state"] == "done"
+    assert group.call("status")["restarts"] == 0
+    assert group.log.read_text() == f"DistriFusion Live: http://127.0.0.1:{group.port} (2 ranks)\n"
+
+
+def test_a_page_that_cannot_open_is_tried_again(mortal: ToyGroup) -> None:
+    status = mortal.call("status")
+    assert (status["restarts"], status["last_error"]) == (1, "rank 0 failed: OSError: no page at the first start")
 
 
 def test_killed_ranks_come_back_and_the_picture_is_made_after_all(mortal: ToyGroup, picture: bytes) -> None:
@@ -166,10 +203,10 @@ def test_killed_ranks_come_back_and_the_picture_is_made_after_all(mortal: ToyGro
         status = mortal.call("status")
         assert status["last_error"].startswith(f"rank {rank} stopped answering")
         assert same(mortal, picture)
-    assert mortal.call("status")["restarts"] == 2
+    assert mortal.call("status")["restarts"] == 1 + 2
     history = mortal.call("history", visitor="v")
     os.kill(mortal.pids()[1], signal.SIGKILL)  # idle, so that nothing is lost but time
-    until(lambda: restarted(mortal, 3), 60)
+    until(lambda: restarted(mortal, 1 + 3), 60)
     assert mortal.call("history", visitor="v") == history
     assert same(mortal, picture)
 
@@ -181,17 +218,22 @@ def restarted(group: ToyGroup, times: int) -> bool:
     return False
 
 
-def test_a_page_that_cannot_open_is_tried_again(tmp_path: Path) -> None:
-    with ToyGroup(tmp_path, env={"TOY_PAGE_ERROR": str(tmp_path / "once")}) as group:
-        status = group.call("status")
-        assert (status["restarts"], status["last_error"]) == (1, "rank 0 failed: OSError: no page at the first start")
-
-
 def test_what_kills_the_group_twice_is_given_up(mortal: ToyGroup, picture: bytes) -> None:
     update = mortal.wait_across_restarts(mortal.submit("kill rank=1 step=1;"))
     assert (update["state"], update["message"]) == ("failed", "the group died twice while running this")
     until(mortal.ready, 60)
     assert same(mortal, picture)
+
+
+def test_a_rank_lost_while_the_ranks_meet_costs_no_attempt(mortal: ToyGroup) -> None:
+    time.sleep(3)  # the group rests, so that the next picture begins with a meeting
+    peer = mortal.pids()[1]
+    os.kill(peer, signal.SIGSTOP)
+    req = mortal.submit()
+    until(lambda: mortal.call("status")["state"] == "joining", 40)
+    os.kill(peer, signal.SIGKILL)
+    made = mortal.wait_across_restarts(req)
+    assert (made["state"], made["attempt"]) == ("done", 1)
 
 
 def gone_without_its_agent(group: ToyGroup) -> None:
@@ -228,20 +270,11 @@ def test_ending_the_program_leaves_nothing_and_the_next_one_makes_the_picture(tm
         assert (made["state"], made["attempt"]) == ("done", 1)  # ended twice on purpose, and that is nobody's fault
 
 
-def test_plain_torchrun_works_warns_once_restarts_and_leaves_nobody(tmp_path: Path, picture: bytes) -> None:
-    with ToyGroup(tmp_path, standalone=True) as group:
-        assert same(group, picture)
-        req = group.submit("slow 100", steps=20)
-        os.kill(group.pids()[1], signal.SIGKILL)
-        assert group.wait_across_restarts(req)["attempt"] == 2
-        assert group.log.read_text().count("plain torchrun's rendezvous listens on all interfaces") == 1
-        gone_without_its_agent(group)
-
-
-def test_weights_that_do_not_load_are_said_and_nothing_restarts(tmp_path: Path) -> None:
-    with ToyGroup(tmp_path, env={"TOY_LOAD_ERROR": "rank 1"}, wait_for="dead") as group:
-        status = group.call("status")
-        assert "toy weights do not load" in status["last_error"]
-        with pytest.raises(RuntimeError, match=r"Refused.*toy weights"):
-            group.submit()
-        assert group.call("status")["restarts"] == 0
+def test_plain_torchrun_works_warns_once_restarts_and_leaves_nobody(plain: ToyGroup, picture: bytes) -> None:
+    until(plain.ready, 180)
+    assert same(plain, picture)
+    req = plain.submit("slow 100", steps=20)
+    os.kill(plain.pids()[1], signal.SIGKILL)
+    assert plain.wait_across_restarts(req)["attempt"] == 2
+    assert plain.log.read_text().count("plain torchrun's rendezvous listens on all interfaces") == 1
+    gone_without_its_agent(plain)
