@@ -5,6 +5,7 @@ measured is printed at the end.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,11 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport, config: p
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"skipped, and --no-skips does not allow that: {reason}"
+
+
+def pytest_collection_finish() -> None:
+    if gang := sys.modules.get("tests.support.gang"):  # somebody is going to need ranks
+        gang.prepare()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distri_engine.bands import split_units
-from tests.support.gang import run_on_ranks
+from tests.support.gang import run_on_ranks, side_by_side
 from tests.support.models import relative, sdxl_inputs, tiny_sd15_unet, tiny_sdxl_unet
 from tests.support.reference import reference_steps
 
@@ -65,16 +65,21 @@ def test_every_mode_is_the_papers_arithmetic(
 ) -> None:
     configs: list[dict[str, Any]] = [{"mode": mode, "split_batch": False, **options} for mode in modes]
     per_rank = run_on_ranks(world, predict, height, width, configs)
-    unet = tiny_sdxl_unet()
-    rows = [4 * share for share in split_units(height // 4, world)]
-    for index, config in enumerate(configs):
-        expected = reference_steps(
-            unet, rows, steps_of(height, width), mode=config["mode"], warmup=WARMUP, bessel=config["bessel_correction"],
-            reach=config["extrapolation"], memory=config["extrapolation_memory"] or (0.0,) * 3,
-        )  # fmt: skip
+    references = side_by_side(by_the_paper, [(world, height, width, config) for config in configs])
+    for index, (config, expected) in enumerate(zip(configs, references, strict=True)):
+        assert len(expected) == STEPS
         for step, reference in enumerate(expected):
             for rank, results in enumerate(per_rank):
                 assert relative(results[index][step], reference) < 5e-6, (config, step, rank)
+
+
+def by_the_paper(world: int, height: int, width: int, config: dict[str, Any]) -> list[torch.Tensor]:
+    rows = [4 * share for share in split_units(height // 4, world)]
+    return reference_steps(
+        tiny_sdxl_unet(), rows, steps_of(height, width), mode=config["mode"], warmup=WARMUP,
+        bessel=config["bessel_correction"], reach=config["extrapolation"],
+        memory=config["extrapolation_memory"] or (0.0,) * 3,
+    )  # fmt: skip
 
 
 def test_stale_modes_differ_from_one_device_and_from_each_other() -> None:

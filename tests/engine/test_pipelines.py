@@ -115,7 +115,7 @@ def test_sizes_are_those_of_what_is_given() -> None:
     from_picture = DistriSDXLImg2ImgPipeline(tiny_pipeline("sdxl", "Img2Img"), config)
     made = from_picture("x", image=Image.new("RGB", (101, 96)), strength=0.9, **CALL).images
     assert made.shape == (1, 4, 12, 12)  # 101 pixels count as 96, as in diffusers
-    with pytest.raises(ValueError, match="width 88 is not a multiple of 32; nearest: 64 or 96"):
+    with pytest.raises(ValueError, match="width 88 is not a multiple of 16; nearest: 80 or 96"):
         from_picture("x", image=Image.new("RGB", (90, 96)))
     with pytest.raises(ValueError, match="a picture is a PIL image, an array or a tensor, or a list of them, not 'x"):
         from_picture("x", image="x.png")
@@ -125,7 +125,7 @@ def test_sizes_are_those_of_what_is_given() -> None:
     ].shape == (4, 16, 12)
     pipeline = DistriSDXLPipeline(tiny_pipeline("sdxl"), config)
     assert pipeline("x", latents=torch.randn(1, 4, 16, 12), **CALL).images.shape == (1, 4, 16, 12)
-    with pytest.raises(ValueError, match="height 72 is not a multiple of 32"):
+    with pytest.raises(ValueError, match="height 72 is not a multiple of 16"):
         pipeline("x", latents=torch.randn(1, 4, 9, 12), height=96)
 
 

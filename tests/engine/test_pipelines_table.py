@@ -25,7 +25,7 @@ from diffusers.callbacks import (
 from PIL import Image
 
 from tests.engine.test_lora import add_adapter
-from tests.support.gang import run_on_ranks
+from tests.support.gang import run_on_ranks, side_by_side
 from tests.support.models import relative
 from tests.support.pipelines import KINDS, tiny_pipeline, tiny_safety_checker
 
@@ -338,16 +338,18 @@ def taken(result: Any) -> list[torch.Tensor]:
 @cache
 def expected() -> list[list[torch.Tensor]]:
     """By plain diffusers on one device."""
-    results = []
-    for row in ALL_ROWS:
-        pipe = tiny_pipeline(row.kind, row.task, row.dtype, own=row.setup is not None)
-        if row.setup is not None:
-            row.setup(pipe)
-        call = arguments(row)
-        if row.task != "Img2Img":
-            call = {"height": HEIGHT, "width": WIDTH} | call
-        results.append(taken(pipe(**call)))
-    return results
+    return side_by_side(plain, [(index,) for index in range(len(ALL_ROWS))])
+
+
+def plain(index: int) -> list[torch.Tensor]:
+    row = ALL_ROWS[index]
+    pipe = tiny_pipeline(row.kind, row.task, row.dtype, own=row.setup is not None)
+    if row.setup is not None:
+        row.setup(pipe)
+    call = arguments(row)
+    if row.task != "Img2Img":
+        call = {"height": HEIGHT, "width": WIDTH} | call
+    return taken(pipe(**call))
 
 
 def modes_of(row: Row, world: int) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
 """Runs a function on N gloo ranks, one thread each, on loopback. The ranks are forked from a server that has imported
-torch and diffusers once, and are always ended by pid.
+once what they need (warm.py), and are always ended by pid.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.support.models"])
+_CONTEXT.set_forkserver_preload(["tests.support.warm"])
 _TIMEOUT = 480  # seconds
 
 
@@ -59,6 +60,24 @@ def run_on_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[A
         missing = [rank for rank in range(world) if not Path(folder, f"{rank}.result").exists()]
         assert not missing, f"ranks {missing} ended without a result"
         return [torch.load(Path(folder, f"{rank}.result"), weights_only=False) for rank in range(world)]
+
+
+def side_by_side(function: Callable[..., Any], jobs: list[tuple[Any, ...]]) -> list[Any]:
+    """`function(*job)` of every job, by two processes that know nothing of each other: oracles, on as many cores."""
+    results: list[Any] = [None] * len(jobs)
+    for half, made in enumerate(run_on_ranks(2, _every_second, function, jobs)):
+        results[half::2] = made
+    return results
+
+
+def _every_second(function: Callable[..., Any], jobs: list[tuple[Any, ...]]) -> list[Any]:
+    half = int(os.environ.pop("RANK"))  # there is no group here
+    return [function(*job) for job in jobs[half::2]]
+
+
+def prepare() -> None:
+    """Let the server begin with its imports, which take seconds, while the caller does something else."""
+    ensure_running()
 
 
 def _rank(rank: int, world: int, port: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

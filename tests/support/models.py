@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -10,6 +14,20 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffu
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 
 
+def copied(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, but a model is made once a process, and every caller gets a copy of his own, which is quicker."""
+    made = cache(make)
+
+    @wraps(make)
+    def copies(seed: int = 0, **options: Any) -> Any:
+        model = made(seed, **options)
+        torch.manual_seed(seed)  # what the caller draws next is the same whoever came first
+        return copy.deepcopy(model)
+
+    return copies
+
+
+@copied
 def tiny_sdxl_unet(seed: int = 0) -> UNet2DConditionModel:
     """SDXL's block types, three levels, text_time embeddings, GroupNorm and biases drawn at random."""
     torch.manual_seed(seed)
@@ -34,6 +52,7 @@ def tiny_sdxl_unet(seed: int = 0) -> UNet2DConditionModel:
     return unet.eval()
 
 
+@copied
 def tiny_sd15_unet(seed: int = 0) -> UNet2DConditionModel:
     """SD 1.5's block types: four levels, convolutional projections, no added conditions."""
     torch.manual_seed(seed)
@@ -45,6 +64,17 @@ def tiny_sd15_unet(seed: int = 0) -> UNet2DConditionModel:
 
 def tiny_controlnet(unet: UNet2DConditionModel, seed: int = 7) -> ControlNetModel:
     """A ControlNet for `unet` with weights of its own, none of them zero; 8 pixels of the condition a latent cell."""
+    kind = (str(sorted(unet.config.items())), seed)
+    if kind not in _CONTROLNETS:
+        _CONTROLNETS[kind] = _controlnet(unet, seed)
+    torch.manual_seed(seed)  # as above
+    return copy.deepcopy(_CONTROLNETS[kind])
+
+
+_CONTROLNETS: dict[tuple[str, int], ControlNetModel] = {}
+
+
+def _controlnet(unet: UNet2DConditionModel, seed: int) -> ControlNetModel:
     torch.manual_seed(seed)
     net = ControlNetModel.from_unet(
         unet, conditioning_embedding_out_channels=(8, 8, 16, 16), load_weights_from_unet=False
@@ -57,6 +87,7 @@ def tiny_controlnet(unet: UNet2DConditionModel, seed: int = 7) -> ControlNetMode
     return net.eval()
 
 
+@copied
 def tiny_vae(seed: int = 0, *, attention: bool = True) -> AutoencoderKL:
     """SDXL's autoencoder, narrow: three upsamplings and attention in the middle."""
     torch.manual_seed(seed)
