@@ -12,7 +12,7 @@ import torch
 from tests.support.gang import run_on_ranks
 from tests.support.models import DEMO_MODEL, PROMPTS, demo_pipeline, relative, tiny_embeddings, tiny_sdxl_pipeline
 
-CALL: dict[str, Any] = {"num_inference_steps": 12, "guidance_scale": 5.0, "output_type": "latent"}
+CALL: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 5.0, "output_type": "latent"}
 
 
 def tiny_latents(sizes: list[tuple[int, int]]) -> list[torch.Tensor]:

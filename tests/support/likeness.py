@@ -63,9 +63,17 @@ def psnr(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def likeness(
-    ranks: int, configs: list[dict[str, Any]], *, prompts: int = 8, warmup_steps: int = 4, **request: Any
+    ranks: int,
+    configs: list[dict[str, Any]],
+    *,
+    prompts: int = 8,
+    warmup_steps: int = 4,
+    timed: bool = True,
+    **request: Any,
 ) -> list[Likeness]:
-    """Over the first `prompts` prompts, for each of `configs`."""
+    """Over the first `prompts` prompts, for each of `configs`. Who needs no seconds needs no `timed`: then nothing is
+    made twice.
+    """
     requests = [
         {"height": 256, "width": 256, "guidance_scale": 4.0, "prompt": prompt, "seed": seed, **request}
         for seed, prompt in enumerate(PROMPTS[:prompts])
@@ -75,7 +83,8 @@ def likeness(
         (one, {"split_batch": False, "warmup_steps": warmup_steps, **config}) for one in requests for config in configs
     ]
     exact = run_on_ranks(1, pictures, alone)[0]
-    made = run_on_ranks(ranks, pictures, together[: len(configs)] + together)[0][len(configs) :]  # the first warm up
+    first = together[: len(configs)] if timed else []  # these warm up
+    made = run_on_ranks(ranks, pictures, first + together)[0][len(first) :]
     rows = []
     for index in range(len(configs)):
         some = made[index :: len(configs)]
