@@ -4,11 +4,13 @@ process behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -191,33 +193,37 @@ def test_who_fails_ends_the_benchmark(
     assert "toy_model cannot be opened as an SDXL pipeline" in failure(capsys, *toy_options(tmp_path, "a toy"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_ending_the_command_ends_everybody(tmp_path: Path, short_tmp: Path, how: signal.Signals) -> None:
+def test_ending_the_command_ends_everybody(tmp_path: Path) -> None:
     code = "import sys; from launcher import benchmark_crew, __main__\n"
     code += f"benchmark_crew.WORKER = {TOY!r}; __main__.main(sys.argv[1:])"
     words = [*toy_options(tmp_path, "slow 200"), "--baseline", "none"]
-    env = {**os.environ, "TMPDIR": str(short_tmp)}
-    run = subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, env=env, stderr=subprocess.PIPE)
-    pids: list[int] = []
-    try:
-        until(lambda: list(short_tmp.glob("distrifusion-*/patch-*.png")), 60)  # the ranks are at work
-        pids = descendants(run.pid)
-        assert len(pids) == 3
-        os.kill(run.pid, how)
-        _, said = run.communicate(timeout=40)
-        assert (run.returncode, said) == ((130, b"") if how is signal.SIGINT else (-how, b""))
-        until(lambda: not any(map(alive, pids)), 40)
-        left = [path.name.split("-")[0] for path in short_tmp.iterdir()]
-        assert left == ([] if how is signal.SIGINT else ["distrifusion"])  # which the next command removes
-    finally:
-        end(run, [run.pid, *pids, *descendants(run.pid)])
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for how in (signal.SIGKILL, signal.SIGINT):  # side by side
+            tmp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="t-")))
+            env = {**os.environ, "TMPDIR": str(tmp)}
+            run = subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, env=env, stderr=subprocess.PIPE)
+            pids: list[int] = []
+            stack.callback(lambda run=run, pids=pids: end(run, [run.pid, *pids, *descendants(run.pid)]))
+            started[how] = (run, pids, tmp)
+        for run, pids, tmp in started.values():
+            until(lambda tmp=tmp: list(tmp.glob("distrifusion-*/patch-*.png")), 300)  # the ranks are at work
+            pids += descendants(run.pid)
+            assert len(pids) == 3
+        for how, (run, pids, tmp) in started.items():
+            os.kill(run.pid, how)
+            _, said = run.communicate(timeout=40)
+            assert (run.returncode, said) == ((130, b"") if how is signal.SIGINT else (-how, b""))
+            until(lambda pids=pids: not any(map(alive, pids)), 40)
+            left = [path.name.split("-")[0] for path in tmp.iterdir()]
+            assert left == ([] if how is signal.SIGINT else ["distrifusion"])  # which the next command removes
 
 
 def test_the_real_engine_beside_diffusers(tmp_path: Path) -> None:
     # Different numbers of ranks take turns, and each finds what it needs again: 2 ranks between 3 and 3.
     words = ["--parallelism", "single,patch", "--ranks", "1,2,3", "--no-split-batch", "--warmup-steps", "0"]
     words += ["--device", "cpu", "--threads-per-rank", "1", "--height", "96", "--width", "64", "--steps", "2"]
-    words += ["--warmup-times", "3", "--minutes", "0", "--json", "b.json", "--pictures", "."]
+    words += ["--warmup-times", "1", "--minutes", "0", "--json", "b.json", "--pictures", "."]
     run = subprocess.run(
         [sys.executable, "-m", "launcher", "benchmark", *words],
         cwd=tmp_path,

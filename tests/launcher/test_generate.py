@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,18 +121,20 @@ def test_prompt_and_output_are_needed(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "--prompt, --output" in refused(monkeypatch, capsys)
 
 
-def make(folder: Path, prompt: str = "a toy", ranks: int = 2, name: str = "x.png") -> dict[str, object]:
+def make(folder: Path, prompt: str = "a toy") -> dict[str, object]:
     request = GenerationRequest(prompt=prompt, steps=5, seed=7)
     config = DistriConfig(warmup_steps=1)
     model = str(toy_model(folder))
-    return make_picture(request, config, folder / name, ranks=ranks, device="cpu", model=model, script=TOY_RANK)
+    return make_picture(request, config, folder / "x.png", ranks=2, device="cpu", model=model, script=TOY_RANK)
 
 
 def test_a_picture_its_report_and_the_same_bytes_again(
     tmp_path: Path, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(short_tmp))
-    report = make(tmp_path)
+    (tmp_path / "again").mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        report, _ = pool.map(make, (tmp_path, tmp_path / "again"))
     assert list(report) == [
         "request", "config", "model", "device", "ranks", "threads_per_rank", "startup_seconds", "seconds", "steps",
         "memory_mb", "buffer_mb", "load_percent", "image",
@@ -144,53 +149,80 @@ def test_a_picture_its_report_and_the_same_bytes_again(
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (64, 64)
         assert "Seed: 7" in image.info["parameters"]
-    make(tmp_path, name="y.png")
-    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "again" / "x.png").read_bytes()
     assert list(short_tmp.iterdir()) == []
 
 
 def test_a_failing_rank_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(Failed, match="RuntimeError: toy fault on rank 1 at step 2"):
-        make(tmp_path, "fail rank=1 step=2;")
-    with pytest.raises(Failed, match="rank 1 was killed by signal 9"):
-        make(tmp_path, "kill rank=1 step=2;")
-    assert not (tmp_path / "x.png").exists()
+    sentences = {"fail": "RuntimeError: toy fault on rank 1 at step 2", "kill": "rank 1 was killed by signal 9"}
+
+    def suffer(fault: str) -> None:
+        (tmp_path / fault).mkdir()
+        with pytest.raises(Failed, match=sentences[fault]):
+            make(tmp_path / fault, f"{fault} rank=1 step=2;")
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(suffer, sentences)) == [None, None]
+    assert not list(tmp_path.rglob("*.png"))
+
+
+class AtWork:
+    """A command that makes a picture slowly."""
+
+    def __init__(self, folder: Path, tmp: Path) -> None:
+        code = "import sys; from pathlib import Path; from tests.launcher.test_generate import make\n"
+        code += "from launcher.process import exit_on_sigterm\n"
+        code += "exit_on_sigterm(); make(Path(sys.argv[1]), 'slow 20000')"
+        self.folder, self.tmp = folder, tmp
+        self.run = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(tmp)},
+            stderr=subprocess.DEVNULL,
+        )
+        self.pids: list[int] = []
+
+    def wait(self) -> None:
+        """Until torchrun and the ranks are there."""
+        self.pids = until(lambda: found if len(found := descendants(self.run.pid)) == 3 else None, 300)
+
+    def end(self) -> None:
+        end(self.run, [self.run.pid, *self.pids, *descendants(self.run.pid)] if self.run.poll() is None else self.pids)
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[signal.Signals, AtWork]]:
+    """A command for every way to end one. They start side by side."""
+    made: dict[signal.Signals, AtWork] = {}
+    with contextlib.ExitStack() as stack:
+        for how in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+            short = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="t-")))
+            made[how] = AtWork(tmp_path_factory.mktemp("at_work"), short)
+            stack.callback(made[how].end)
+        for one in made.values():
+            one.wait()
+        yield made
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_ending_the_command_ends_its_ranks(tmp_path: Path, how: signal.Signals) -> None:
-    code = "import sys; from pathlib import Path; from tests.launcher.test_generate import make\n"
-    code += "make(Path(sys.argv[1]), 'slow 500')"
-    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    pids: list[int] = []
-    try:
-        pids = until(lambda: found if len(found := descendants(run.pid)) == 3 else None, 60)
-        for pid in [run.pid, *pids] if how is signal.SIGINT else [run.pid]:  # a terminal tells all of them
-            os.kill(pid, how)
-        run.wait(20)
-        until(lambda: not any(map(alive, pids)), 40)
-    finally:
-        end(run, [run.pid, *pids, *descendants(run.pid)])
+def test_ending_the_command_ends_its_ranks(commands: dict[signal.Signals, AtWork], how: signal.Signals) -> None:
+    one = commands[how]
+    assert one.run.poll() is None
+    for pid in [one.run.pid, *one.pids] if how is signal.SIGINT else [one.run.pid]:  # a terminal tells all of them
+        os.kill(pid, how)
+    one.run.wait(20)
+    until(lambda: not any(map(alive, one.pids)), 40)
 
 
-def test_a_command_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path, short_tmp: Path) -> None:
-    code = "import sys; from pathlib import Path; from tests.launcher.test_generate import make\n"
-    code += "from launcher.process import exit_on_sigterm\n"
-    code += "exit_on_sigterm(); make(Path(sys.argv[1]), 'slow 500')"
-    env = {**os.environ, "TMPDIR": str(short_tmp)}
-    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=env)
-    pids: list[int] = []
-    try:
-        pids = until(lambda: found if len(found := descendants(run.pid)) == 3 else None, 60)
-        (tmp_path / ".x.png.part-1").write_text("as if it was being saved")
-        assert [folder.name.split("-")[:2] for folder in short_tmp.iterdir()] == [["distrifusion", str(run.pid)]]
-        run.terminate()
-        assert run.wait(20) == 128 + signal.SIGTERM
-        assert not any(map(alive, pids))
-        assert list(short_tmp.iterdir()) == []
-        assert not list(tmp_path.glob(".*"))
-    finally:
-        end(run, [run.pid, *pids, *descendants(run.pid)])
+def test_a_command_that_is_told_to_end_leaves_nothing_behind(commands: dict[signal.Signals, AtWork]) -> None:
+    one = commands[signal.SIGTERM]
+    (one.folder / ".x.png.part-1").write_text("as if it was being saved")
+    assert [folder.name.split("-")[:2] for folder in one.tmp.iterdir()] == [["distrifusion", str(one.run.pid)]]
+    one.run.terminate()
+    assert one.run.wait(20) == 128 + signal.SIGTERM
+    assert not any(map(alive, one.pids))
+    assert list(one.tmp.iterdir()) == []
+    assert not list(one.folder.glob(".*"))
 
 
 def test_the_real_engine_from_the_command_line(tmp_path: Path) -> None:

@@ -97,13 +97,12 @@ def test_strangers_and_other_tokens_change_nothing(nodes: TwoNodes, tmp_path: Pa
             with suppress(ConnectionError, BrokenPipeError):
                 stranger.sendall(garbage)
         other = nodes.node_1(tmp_path, secret(tmp_path / "other"))
-        twin = None
+        twin = nodes.node_1(tmp_path_of(tmp_path, "twin"), nodes.token)
         try:
             assert other.wait(90) == 1
-            twin = nodes.node_1(tmp_path_of(tmp_path, "twin"), nodes.token)
             assert twin.wait(90) == 1
         finally:
-            for process in filter(None, (other, twin)):
+            for process in (other, twin):
                 end(process, [process.pid, *descendants(process.pid)] if process.poll() is None else [])
         assert Path(nodes.make(steps=STEPS)["picture"]).read_bytes() == picture
     said = (tmp_path / "node_1.txt").read_text().splitlines()
