@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ TORCH_FREE = (
 UNTRUSTED = {"pickle", "dill", "marshal", "shelve", "torch.load", "trust_remote_code", "builtin eval", "builtin exec"}
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Its syntax tree, which many tests walk."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def name_of(path: Path) -> str:
     """The dotted name of a source file."""
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -71,7 +78,7 @@ def name_of(path: Path) -> str:
 
 def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
     """Dotted names that a file imports, and whether it does so at import time (not inside a function)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     lazy = {
         id(node)
         for function in ast.walk(tree)
@@ -92,7 +99,7 @@ def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
 
 def strings_of(path: Path) -> Iterator[str]:
     """Every string of a file that is not a docstring."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     docstrings = {
         id(node.body[0].value)
         for node in ast.walk(tree)
@@ -108,7 +115,7 @@ def strings_of(path: Path) -> Iterator[str]:
 def names_of(path: Path) -> set[str]:
     """Every name, attribute and keyword that a file mentions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Name):
             found.add(node.id)
             if node.id in ("eval", "exec"):  # module.eval() is something else
@@ -175,7 +182,7 @@ def test_launcher_imports_torch_in_the_group_only() -> None:
 def _only_for_types(path: Path) -> bool:
     """Whether torch is imported for annotations alone, under `if TYPE_CHECKING`."""
     guarded = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Import):
@@ -218,7 +225,7 @@ def test_nothing_is_unpickled_and_no_foreign_code_is_run() -> None:
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
 def test_modules_open_with_a_docstring(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} does not say what it owns"
+    assert ast.get_docstring(parsed(path)), f"{path} does not say what it owns"
 
 
 def tree_in_readme() -> set[str]:
@@ -252,4 +259,4 @@ def test_readme_tree_is_true() -> None:
 
 def _says_nothing(path: Path) -> bool:
     """Whether it is a package's __init__.py with nothing but a docstring."""
-    return path.name == "__init__.py" and len(ast.parse(path.read_text(encoding="utf-8")).body) <= 1
+    return path.name == "__init__.py" and len(parsed(path).body) <= 1
