@@ -85,7 +85,9 @@ def views(flat: torch.Tensor, items: Sequence[Item]) -> Iterator[tuple[Slot, tor
     start = 0
     for parcel, shape in items:
         size = prod(shape) * parcel.dtype.itemsize
-        yield parcel.slot, flat[start : start + size].view(parcel.dtype).view(shape)
+        with torch.inference_mode(False):  # like `flat`, which serves pictures in and out of inference mode
+            view = flat[start : start + size].view(parcel.dtype).view(shape)
+        yield parcel.slot, view
         start += _aligned(size)
 
 
@@ -122,6 +124,11 @@ class Bucket:
                 view.copy_(slot.received[peer])  # what the last synchronous step brought
                 slot.received[peer] = view
         return receives
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing has been put in since the last launch: what that brought may not have been joined yet."""
+        return self._posted == 0
 
     def put(self, slot: Slot, message: Sequence[torch.Tensor]) -> bool:
         """Pack what `slot` sends, one tensor for each of its outgoing ones; True when the bucket is full."""

@@ -138,7 +138,7 @@ class DistriConfig:
     # for all, or three: for keys and values, halos, GroupNorm moments.
     extrapolation: float | tuple[float, float, float] = 0.5  # a
     extrapolation_memory: float | tuple[float, float, float] = 0.5  # m; where it is 0, d(t-1) is not kept
-    use_cuda_graph: bool = True  # the original's name, accepted; steps run eagerly on every device
+    use_cuda_graph: bool = True  # on GPUs, replay the UNet's steps as CUDA graphs where that can be done (graphs.py)
     parallelism: Parallelism = Parallelism.PATCH  # which system makes the picture
     ranks: int | None = None  # the first so many ranks of the group make it, the others rest; None: all. Engine only
     split_scheme: SplitScheme = SplitScheme.ROW  # how naive patches cut the picture

@@ -12,7 +12,9 @@ begins.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -27,6 +29,8 @@ from distri_engine.slots import SLOT_KINDS, GatherSlot, HaloSlot, Slot, StatsSlo
 from distri_engine.step import Phase, StepClock
 
 AnySlot = TypeVar("AnySlot", bound=Slot)
+Action = Callable[[], None]
+Memory = dict[StatsSlot | str, torch.Tensor]  # what the exchange holds of a step, for the next one or for who asks
 _SAMPLE = 64  # tokens of one layer's keys that are kept from step to step, to tell how far they moved
 _FAR = 1e6  # relative to keys of zero everything is infinitely far
 
@@ -51,6 +55,8 @@ class Exchange:
         self._parcels: list[Parcel] = []  # what a synchronous step sent, in order: so stale steps will pack it
         self._buckets: list[Bucket] = []
         self._full: Bucket | None = None  # a bucket that waits for the next layer before it leaves
+        self._act: Callable[[Action], None] = _now  # how messages of stale steps start and end
+        self.layout = 0  # changes with the memory in which messages are packed and arrive
         self._changes: list[torch.Tensor] = []  # relative change of what was sent, for an adaptive warm-up
         self._witness: Slot | None = None  # keys of a layer in the middle, which stand for all when that is only shown
         self._sample: torch.Tensor | None = None  # some of them in the previous step
@@ -123,6 +129,41 @@ class Exchange:
         self._forget_sent()  # the next picture has no previous step
         self._sample = None
 
+    # --- steps that are recorded in place of being run (graphs.py)
+
+    @contextmanager
+    def recorded(self, leave: Callable[[Action], None]) -> Iterator[None]:
+        """While the layers of a stale step are recorded and nothing happens: what starts and ends messages goes to
+        `leave`, which does it when the step is replayed. After an exception it is as if the step had not begun.
+        """
+        before = self.carried()
+        self._act = leave
+        try:
+            yield
+        except BaseException:
+            self._full = None
+            for bucket in self._buckets:
+                bucket.reset()
+            self.carry(before)
+            raise
+        finally:
+            self._act = _now
+
+    def carried(self) -> Memory:
+        """What one step leaves for the next one as Python objects, where a replayed step would not find it: own moments
+        of every layer, a sample of the watched keys, and how far these moved.
+        """
+        own: Memory = {slot: slot.own for slot in self._slots if isinstance(slot, StatsSlot) and slot.own is not None}
+        watched = {"sample": self._sample, "moved": self._moved}
+        return own | {name: tensor for name, tensor in watched.items() if tensor is not None}
+
+    def carry(self, memory: Memory) -> None:
+        """The way back: `memory` is what the last step has left."""
+        for slot, own in memory.items():
+            if isinstance(slot, StatsSlot):
+                slot.own = own
+        self._sample, self._moved = memory.get("sample"), memory.get("moved")
+
     def _forget_sent(self) -> None:
         for slot in self._slots:
             slot.sent, slot.moved, slot.ahead = [], [], []
@@ -150,6 +191,7 @@ class Exchange:
             self.mesh.trim()
 
     def _close_buckets(self) -> None:
+        self.layout += 1
         for bucket in self._buckets:
             bucket.close()
         self._buckets = []
@@ -228,13 +270,20 @@ class Exchange:
 
     def post(self, slot: Slot, message: list[torch.Tensor]) -> None:
         """Join the message that brought `slot.received`, and put `message` into the next one."""
-        self._launch_full()
-        assert slot.bucket is not None, "a slot trades in synchronous steps first"
-        slot.bucket.join()
-        if slot.bucket.put(slot, message):
+        bucket = slot.bucket
+        assert bucket is not None, "a slot trades in synchronous steps first"
+        if self._full is not None or bucket.fresh:
+            self._act(partial(self._turn, self._full, bucket))
+            self._full = None
+        if bucket.put(slot, message):
             # Not before the next layer asks: the layer that filled the bucket is about to read what the previous
             # message brought, and the new one arrives in the same place.
-            self._full = slot.bucket
+            self._full = bucket
+
+    def _turn(self, full: Bucket | None, following: Bucket) -> None:
+        if full is not None:
+            full.launch(self.swap)
+        following.join()
 
     @property
     def _keeps_ledger(self) -> bool:
@@ -254,7 +303,7 @@ class Exchange:
 
     def _launch_full(self) -> None:
         if self._full is not None:
-            self._full.launch(self.swap)
+            self._act(partial(self._full.launch, self.swap))
             self._full = None
 
     def _lay_out(self) -> None:
@@ -278,6 +327,10 @@ class Exchange:
                     slot.bucket = None
                     slot.received = {peer: tensor.clone() for peer, tensor in slot.received.items()}
                     slot.borrowed = False
+
+
+def _now(action: Action) -> None:
+    action()
 
 
 def relative_change(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

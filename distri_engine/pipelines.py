@@ -153,7 +153,7 @@ class DistriPipeline:
     @torch.no_grad()
     def prepare(self) -> None:
         """Run a synchronous step and two stale ones at the configured size on an empty text, so that the first picture
-        finds every buffer allocated.
+        finds every buffer allocated and, on a GPU, steps that can be replayed captured.
         """
         config, unet, scale = self.distri_config, self.pipeline.unet, self.pipeline.vae_scale_factor
         guided = config.do_classifier_free_guidance and unet.config.time_cond_proj_dim is None

@@ -92,6 +92,7 @@ class Slot(ABC):
         if not fits:
             exchange.drop_buckets()  # the old buffers may be views into them
         if self.borrowed or not fits:
+            exchange.layout += 1
             self.received = {peer: exchange.empty(shape, payload.dtype) for peer, shape in shapes.items()}
             self.borrowed = False
         sends: dict[int, torch.Tensor] = {}
@@ -180,7 +181,7 @@ class StatsSlot(Slot):
 
     def __init__(self, exchange: Exchange) -> None:
         super().__init__(exchange)
-        self._own: torch.Tensor | None = None  # own moments of the previous step
+        self.own: torch.Tensor | None = None  # own moments of the previous step
         self.page: Page | None = None  # in a step for which the exchange's ledger has one: instead of `trade`
 
     def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
@@ -224,7 +225,7 @@ class StatsSlot(Slot):
         Weighted by rows where bands are uneven.
         """
         exchange = self.exchange
-        previous, self._own = self._own, moments
+        previous, self.own = self.own, moments
         self.update(moments)
         share = exchange.weights[exchange.patch]
         if self.corrects:  # average with the previous own moments + (own fresh - own previous)

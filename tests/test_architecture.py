@@ -25,7 +25,7 @@ FLOORS = (
     {"pipelines", "arguments", "loading", "relay", "preview"},
     {"sampling"},
     {"controlnet", "lora"},
-    {"unet", "vae", "graphs"},
+    {"unet", "vae", "graphs", "imprint", "tape"},
     {"parallel_model"},
     {"methods"},
     {"plan"},

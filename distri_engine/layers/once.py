@@ -14,32 +14,50 @@ from distri_engine.step import StepClock
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
+class Seen:
+    """Whether a tensor is the one that was there before: the same memory in the same picture, not written to since."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+        self._picture = -1
+        self._last: torch.Tensor | None = None  # kept, so that its memory cannot come back as another one
+        self._version = -1
+
+    def again(self, x: torch.Tensor) -> bool:
+        """Whether x is what `note` was last told."""
+        last = self._last
+        return (
+            last is not None
+            and self._picture == self.clock.picture
+            and last.data_ptr() == x.data_ptr()
+            and last.shape == x.shape
+            and last.stride() == x.stride()
+            and self._version == _version(x)
+        )
+
+    def note(self, x: torch.Tensor) -> None:
+        """From now on it is x."""
+        self._picture, self._last, self._version = self.clock.picture, x, _version(x)
+
+
 class Once:
     """`function` of a tensor that is the same at every step of a picture; computed again when it is not."""
 
     def __init__(self, function: Function, clock: StepClock) -> None:
         self.function = function
-        self.clock = clock
-        self._picture = -1
-        self._input: torch.Tensor | None = None  # kept, so that its memory cannot come back as another input
-        self._version = -1
-        self._output = torch.empty(0)
+        self.output = torch.empty(0)  # of the last call
+        self._seen = Seen(clock)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: any shape -> what `function` makes of it."""
-        version = 0 if x.is_inference() else x._version  # counts writes in place
-        kept = self._input
-        if (
-            kept is None
-            or self._picture != self.clock.picture
-            or kept.data_ptr() != x.data_ptr()
-            or kept.shape != x.shape
-            or kept.stride() != x.stride()
-            or self._version != version
-        ):
-            self._output = self.function(x)
-            self._picture, self._input, self._version = self.clock.picture, x, version
-        return self._output
+        if not self._seen.again(x):
+            self.output = self.function(x)
+            self._seen.note(x)
+        return self.output
+
+    def knows(self, x: torch.Tensor) -> bool:
+        """Whether a call with x would return `output` as it is."""
+        return self._seen.again(x)
 
 
 class ConditionEmbedding:
@@ -53,3 +71,8 @@ class ConditionEmbedding:
         """image: [B, 3, 8 H, 8 W], the whole picture -> [B, C, own rows, W]."""
         box = self.exchange.box
         return self.embed(image)[:, :, box.top : box.bottom]
+
+
+def _version(x: torch.Tensor) -> int:
+    """Counts writes in place."""
+    return 0 if x.is_inference() else x._version

@@ -42,6 +42,11 @@ class PatchConv2d:
         rows_below = self._edge(x, self.slot.below) if below is None else below
         return convolve_rows(self.conv, torch.cat([rows_above, x, rows_below], dim=2))
 
+    @property
+    def kept(self) -> tuple[torch.Tensor, ...]:
+        """Memory of this layer's own that it reads or writes at every step."""
+        return (self._zeros,)
+
     def _edge(self, x: torch.Tensor, rows: int) -> torch.Tensor:
         """Zeros, [B, C, rows, W]."""
         shape = (x.shape[0], x.shape[1], max(self.slot.above, self.slot.below), x.shape[3])

@@ -41,6 +41,11 @@ class PatchGroupNorm:
         self._scaled.statistics_for(x).copy_(total.unsqueeze(-1))
         return self._scaled(x)
 
+    @property
+    def kept(self) -> tuple[torch.Tensor, ...]:
+        """Memory of this layer's own that it reads or writes at every step."""
+        return self._scaled.kept
+
 
 class ScaledByChannel:
     """(x - mean) / sqrt(variance + eps) * weight + bias in one pass, by statistics that somebody else writes: each
@@ -76,6 +81,11 @@ class ScaledByChannel:
         cudnn = torch.backends.cudnn.enabled  # as F.batch_norm calls it
         y = torch.batch_norm(flat, weight, bias, mean, variance, False, 0.0, self.norm.eps, cudnn)
         return y.view(x.shape)
+
+    @property
+    def kept(self) -> tuple[torch.Tensor, ...]:
+        """Memory that a call reads."""
+        return (self._statistics, *(each for each in self._affine if each is not None))
 
     def _for_batch(self, batch: int) -> tuple[torch.Tensor | None, ...]:
         """Weight and bias, repeated for every picture of the batch: [B C], float32. Kept until one of them changes."""
