@@ -68,6 +68,11 @@ def inputs_at(step: int, size: tuple[int, int] = (16, 16), seed: int = 1) -> dic
 _TEXTS: dict[tuple[int, ...], dict[str, Any]] = {}
 
 
+@pytest.fixture(autouse=True)
+def _other_texts() -> None:
+    _TEXTS.clear()
+
+
 def equal(some: list[Any], others: list[Any]) -> bool:
     """Bit for bit, and numbers."""
     for one, other in zip(some, others, strict=True):
@@ -346,7 +351,6 @@ def test_text_that_changes_within_a_picture() -> None:
     with torch.no_grad():
         given["encoder_hidden_states"].mul_(1.5)  # in place
     assert torch.equal(ours(**given).sample, eager(**given).sample)
-    _TEXTS.clear()
     assert tape.recordings == 1
 
 
