@@ -1,8 +1,8 @@
 """Pictures on disk: PNG files that carry their settings and appear whole or not at all. Which name they get is the
 caller's business.
 
-A file carries settings only, never what was measured: same picture, same settings, same bytes. Seconds differ from run
-to run and stand in the report.
+A file carries settings only: same picture, same settings, same bytes. What was measured differs from run to run; it
+stands in the report, and in the copies that are downloaded together with one.
 """
 
 from __future__ import annotations
@@ -59,8 +59,26 @@ def read(data: bytes) -> dict[str, str]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise ValueError("this is not a PNG picture; settings are read from PNG files") from None
     return {
-        name: str(text) for name in (OURS, COMMON) if isinstance(text := found.get(name), str) and len(text) <= MAX_TEXT
+        name: str(text) for name in (COMMON, OURS) if isinstance(text := found.get(name), str) and len(text) <= MAX_TEXT
     }
+
+
+def timed(data: bytes, report: Mapping[str, Any]) -> bytes:
+    """A copy of a PNG file of ours whose chunk has `timings`, too: "seconds" of its parts, as in its `report`, and
+    "step_ms" of the slowest rank. The same bytes if the file carries no settings.
+    """
+    from PIL import Image
+
+    settings = read(data)
+    if OURS not in settings:
+        return data
+    slowest = [max(rank["compute_ms"] + rank["wait_ms"] for rank in step["ranks"]) for step in report["steps"]]
+    timings = {"seconds": report["seconds"], "step_ms": [round(ms, 1) for ms in slowest]}
+    settings[OURS] = json.dumps(json.loads(settings[OURS]) | {"timings": timings}, separators=(",", ":"))
+    copy = io.BytesIO()
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        image.save(copy, format="PNG", pnginfo=_texts(settings))
+    return copy.getvalue()
 
 
 def save(image: Any, path: Path, chunks: Mapping[str, str], *, via: Path | None = None) -> None:
@@ -68,13 +86,8 @@ def save(image: Any, path: Path, chunks: Mapping[str, str], *, via: Path | None 
 
     Raises OSError.
     """
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    for name, text in chunks.items():
-        info.add_text(name, text)
     with whole_file(path, via=via) as file:
-        image.save(file, format="PNG", pnginfo=info)
+        image.save(file, format="PNG", pnginfo=_texts(chunks))
 
 
 def save_all(images: list[Any], path: Path, chunks: Mapping[str, str]) -> list[Path]:
@@ -83,3 +96,12 @@ def save_all(images: list[Any], path: Path, chunks: Mapping[str, str]) -> list[P
     for image, where in zip(images, paths, strict=True):
         save(image, where, chunks)
     return paths
+
+
+def _texts(chunks: Mapping[str, str]) -> Any:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, text in chunks.items():
+        info.add_text(name, text)
+    return info

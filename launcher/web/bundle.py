@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from launcher import png
 from launcher.client import Client
 from launcher.web.endpoints import comparison_report
 from launcher.web.take import Take, by_method
@@ -31,13 +32,15 @@ def find(client: Client, ids: Sequence[str]) -> dict[str, Take]:
 
 def write(takes: Mapping[str, Take], file: IO[bytes]) -> None:
     """`one-device.png`, `naive.png`, `distrifusion.png`, as far as they were made, and `report.json`, which names them
-    so and not by where they lie on this machine. Raises OSError if a picture is gone.
+    so and not by where they lie on this machine. Pictures that carry settings carry their timings, too. Raises OSError
+    if a picture is gone.
     """
     report: dict[str, Any] = comparison_report(takes)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
         for method, take in takes.items():
             name = f"{NAMES.get(method, method)}.png"
-            archive.writestr(zipfile.ZipInfo(name, _WHEN), Path(take.picture).read_bytes())
+            picture = png.timed(Path(take.picture).read_bytes(), take.report)
+            archive.writestr(zipfile.ZipInfo(name, _WHEN), picture)
             report[method] = {**take.report, "image": name}
         text = f"{json.dumps(report, indent=2)}\n"
         archive.writestr(zipfile.ZipInfo("report.json", _WHEN), text, zipfile.ZIP_DEFLATED)

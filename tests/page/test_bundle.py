@@ -11,9 +11,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from distri_engine.config import DistriConfig
+from distri_engine.request import GenerationRequest
+from launcher import png
 from launcher.options import Options
+from launcher.schema import Status
 from launcher.web import bundle, settings
+from launcher.web.recover import controls
 from launcher.web.take import Take
 from launcher.web.visit import Visits
 from tests.page.test_panels import take
@@ -43,6 +49,27 @@ def test_pictures_and_report_in_order_and_the_same_bytes_again(tmp_path: Path) -
     assert report["psnr"]["patch"] > report["psnr"]["naive_patch"]
     assert str(tmp_path) not in archive.read("report.json").decode()  # where they lie is nobody's business
     assert zipped(takes) == whole
+
+
+def test_pictures_with_settings_carry_their_timings(tmp_path: Path) -> None:
+    made = take(tmp_path, "patch", 2.0, 101)
+    request, config = GenerationRequest(**made.request), DistriConfig(parallelism="patch", split_batch=False)
+    chunks = png.chunks(request, config, model="m", device="CPU", ranks=2)
+    with Image.open(made.picture) as image:
+        image.load()
+    png.save(image, Path(made.picture), chunks)
+    before = Path(made.picture).read_bytes()
+    copy = zipfile.ZipFile(io.BytesIO(zipped({"patch": made}))).read("distrifusion.png")
+    assert Path(made.picture).read_bytes() == before
+    with Image.open(io.BytesIO(copy)) as again:
+        assert again.tobytes() == image.tobytes()
+        ours, common = json.loads(again.info[png.OURS]), again.info[png.COMMON]
+    timings = ours.pop("timings")
+    assert (ours, common) == (json.loads(chunks[png.OURS]), chunks[png.COMMON])
+    assert timings == {"seconds": made.report["seconds"], "step_ms": [90.0]}
+    status = Status(state="idle", message="", ranks=2, device="cpu", model=None, queue=0, restarts=0)
+    values, _ = controls(copy, status)
+    assert values["prompt"] == made.request["prompt"]
 
 
 def test_the_address(page_server: tuple[str, FakeClient], fake: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
