@@ -328,6 +328,10 @@ def _link_host(rank: int, size: int) -> HostLinks | None:
 
 
 _openers = 0  # of the process group, if it was opened here: the last one to leave closes it
+# Where ranks find each other. It stays open when a group is left, and every group meets in a corner of its own: a rank
+# that is early for the next group must neither lose it nor read the addresses of the last one.
+_store: dist.Store | None = None
+_groups = 0  # that were joined here
 
 
 @contextmanager
@@ -359,6 +363,7 @@ def open_mesh(config: DistriConfig, *, device: str | torch.device = "auto") -> I
 
 def _join(device: torch.device) -> bool:
     """Join the group that torchrun's variables describe; False if there are none."""
+    global _store, _groups
     names = ("RANK", "WORLD_SIZE")
     missing = [name for name in names if name not in os.environ]
     if len(missing) == 2:
@@ -367,10 +372,16 @@ def _join(device: torch.device) -> bool:
         raise MeshError(f"{missing[0]} is not set although its companion is; start this script with torchrun")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    rank, size = (os.environ[name] for name in names)
     try:
-        dist.init_process_group(backend_for(device), timeout=_LAUNCH_TIMEOUT)
+        if _store is None:
+            _store, _, _ = next(dist.rendezvous("env://", timeout=_LAUNCH_TIMEOUT))
+        corner = dist.PrefixStore(f"group {_groups}", _store)
+        _groups += 1
+        dist.init_process_group(
+            backend_for(device), store=corner, rank=int(rank), world_size=int(size), timeout=_LAUNCH_TIMEOUT
+        )
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        rank, size = (os.environ[name] for name in names)
         raise MeshError(f"rank {rank} of {size} could not join its group: {reason}") from error
     return True

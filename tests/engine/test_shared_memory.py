@@ -140,3 +140,23 @@ def descriptors(pictures: int) -> tuple[int, int]:
 def test_no_descriptor_is_leaked() -> None:
     for early, late in run_on_ranks(2, descriptors, 12):
         assert late == early
+
+
+def groups_one_after_another(turns: int) -> list[list[float]]:
+    """On a rank: join and leave, every time with another rank that is late in leaving."""
+    from distri_engine import DistriConfig, open_mesh
+
+    sums = []
+    for turn in range(turns):
+        with open_mesh(DistriConfig()) as mesh:
+            mine = torch.full((3,), float(mesh.rank + turn))
+            sums.append(mesh.all_reduce(mine, range(mesh.size)).tolist())
+            if mesh.rank == turn % mesh.size:
+                time.sleep(0.5)
+    return sums
+
+
+def test_a_rank_that_leaves_late_does_not_spoil_the_next_group() -> None:
+    """The early rank knocks where the late one still keeps the last group's addresses."""
+    expected = [[1.0] * 3, [3.0] * 3, [5.0] * 3]
+    assert run_on_ranks(2, groups_one_after_another, 3) == [expected, expected]
