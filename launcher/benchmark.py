@@ -23,7 +23,7 @@ from launcher.benchmark_table import table
 from launcher.benchmark_worker import Loading
 from launcher.files import check_target, write_json
 from launcher.generate import fit
-from launcher.options import add_loading_options, choices, number, rank_counts, usable_cores
+from launcher.options import add_loading_options, choices, number, rank_counts, switches, usable_cores
 from launcher.picture_options import add_request_options, request_of
 
 DESCRIPTION = """\
@@ -36,7 +36,6 @@ diffusers with as many threads as one rank has. Efficiency is the speed-up over 
 PROMPT = "a red house with a blue roof in a snowy field"
 OUTPUTS = ("latent", "pil")  # without and with the VAE
 BASELINES = (STOCK, "none")
-SPLITS = {"on": True, "off": False}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +127,7 @@ def plan(words: argparse.Namespace) -> Plan:
     wish = Wish(
         methods=choices("parallelism", words.parallelism, Parallelism),
         modes=choices("mode", words.mode, SyncMode),
-        splits=_splits(words.split_batch),
+        splits=switches("split_batch", words.split_batch),
         ranks=counts or sorted({1, crew.ranks}),
     )
     ours = engine_rows(wish, request, DistriConfig(warmup_steps=number(words.warmup_steps, int)), threads)
@@ -177,13 +176,6 @@ def measure(plan: Plan) -> dict[str, Any]:
         "took_s": round(time.monotonic() - began, 1),
         "rows": report_rows(plan.rows, runs, plan.measuring.ignore_ratio),
     }
-
-
-def _splits(text: str) -> list[bool]:
-    words = [word.strip() for word in text.split(",")]
-    if unknown := [word for word in words if word not in SPLITS]:
-        raise ValueError(f"unknown split_batch {unknown[0]!r}; choose of: {', '.join(SPLITS)}")
-    return [SPLITS[word] for word in dict.fromkeys(words)]
 
 
 def _check_folder(folder: Path | None, output_type: str) -> None:

@@ -20,6 +20,7 @@ from launcher.nodes import Nodes
 
 MAX_RANKS = 64
 AUTH = "DISTRI_AUTH"
+SWITCHES = {"on": True, "off": False}
 CPU_RANKS = 2  # without GPUs: enough to show what patches do
 
 
@@ -42,6 +43,14 @@ def factors(text: str) -> Any:
     """One number, or a tuple of those between commas; what is none, somebody else judges."""
     numbers = tuple(number(word, float) for word in text.split(","))
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def switches(name: str, text: str) -> list[bool]:
+    """Which of on and off stand between commas in `text`, for the option `name`. Raises ValueError for another word."""
+    words = [word.strip() for word in text.split(",")]
+    if unknown := [word for word in words if word not in SWITCHES]:
+        raise ValueError(f"unknown {name} {unknown[0]!r}; choose of: {', '.join(SWITCHES)}")
+    return [SWITCHES[word] for word in dict.fromkeys(words)]
 
 
 def named(text: str) -> Path:

@@ -1,4 +1,6 @@
-"""UNets without weights on the meta device, published ones or that of a model folder, and inputs that fit them."""
+"""UNets and autoencoders without weights on the meta device, published ones or those of a model folder, and inputs that
+fit them.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from distri_engine.errors import UnsupportedError
 
 CONFIGS = Path(__file__).parent / "configs"
 PUBLISHED = {"sdxl": "sdxl_base_unet.json", "sd15": "sd15_unet.json"}
+PUBLISHED_VAES = {"sdxl": "sdxl_base_vae.json", "sd15": "sd15_vae.json"}
 VAE_SCALE = 8  # pixels a latent cell; of every Stable Diffusion VAE
 TEXT_TOKENS = 77  # what CLIP's text encoders give
 _TIME_IDS = 6  # of SDXL: original size, crop, target size
@@ -21,20 +24,39 @@ _TIME_IDS = 6  # of SDXL: original size, crop, target size
 
 def unet_config(model: str) -> dict[str, Any]:
     """The UNet's settings: of `sdxl` or `sd15`, or of a diffusers model folder. Raises ValueError for anything else."""
-    published = PUBLISHED.get(model)
-    file = CONFIGS / published if published else Path(model).expanduser() / "unet" / "config.json"
+    return _config(model, "unet", PUBLISHED, UNet2DConditionModel)
+
+
+def _config(model: str, part: str, published: dict[str, str], kind: type) -> dict[str, Any]:
+    file = CONFIGS / published[model] if model in published else Path(model).expanduser() / part / "config.json"
     try:
         config = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        names = ", ".join(PUBLISHED)
+        names = ", ".join(published)
         raise ValueError(
-            f"model {model[:200]} has no unet/config.json; give one of {names}, or a diffusers model folder"
+            f"model {model[:200]} has no {part}/config.json; give one of {names}, or a diffusers model folder"
         ) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}; fetch it again") from None
-    if not isinstance(config, dict) or config.get("_class_name") != UNet2DConditionModel.__name__:
-        raise ValueError(f"{file} does not describe a {UNet2DConditionModel.__name__}; give another model")
+    if not isinstance(config, dict) or config.get("_class_name") != kind.__name__:
+        raise ValueError(f"{file} does not describe a {kind.__name__}; give another model")
     return config
+
+
+def vae_on_meta(model: str, dtype: torch.dtype) -> AutoencoderKL:
+    """The autoencoder of `model` without weights; SDXL's own overflows in float16 and is float32 then, as in pipelines.
+
+    Raises ValueError if its settings cannot be read or make none.
+    """
+    config = _config(model, "vae", PUBLISHED_VAES, AutoencoderKL)
+    try:
+        with torch.device("meta"):
+            vae = AutoencoderKL.from_config(config)
+    except Exception as error:
+        raise ValueError(f"the vae/config.json of {model} makes no autoencoder: {error}; fetch it again") from None
+    if dtype == torch.float16 and vae.config.force_upcast:
+        dtype = torch.float32
+    return nn.Module.to(vae, dtype).eval()
 
 
 def unet_on_meta(model: str, dtype: torch.dtype) -> UNet2DConditionModel:

@@ -1,5 +1,6 @@
-"""What one rank of many computes, timed on one real device: a mesh that pretends to have peers, whose data are already
-in place, and a model with random weights. The bound that no communication can beat (DistriFusion, "No Comm.").
+"""What one rank of many computes, of a step and of the decode, timed on one real device: a mesh that pretends to have
+peers, whose data are already in place, and models with random weights. The bound that no communication can beat
+(DistriFusion, "No Comm.").
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from distri_engine.config import DistriConfig
 from distri_engine.evaluation.models import unet_inputs
 from distri_engine.mesh import Mesh, Pending
+from distri_engine.plan import share
 from distri_engine.unet import ParallelUNet
+from distri_engine.vae import ParallelDecoder
 
 
 class PretendedMesh(Mesh):
@@ -75,17 +78,41 @@ def share_of_step(
     """
     device = inputs["sample"].device
     patches = PretendedMesh(0, ranks, device).axes(config, guided=guided).patch_size
-    mesh = PretendedMesh(1 if patches > 2 else 0, ranks, device)  # larger bands come first, inner ones have two halos
+    mesh = PretendedMesh(_busiest(patches), ranks, device)
     parallel = ParallelUNet(unet, config, mesh)
     parallel.begin(config.replace(warmup_steps=0), guided=guided)
 
     def step() -> object:
         return parallel(**inputs)
 
-    for _ in range(3):  # the synchronous step, and two stale ones: every buffer is in use
+    for _ in range(3):  # the synchronous step, and two stale ones: every buffer is in use, and graphs are recorded
         step()
     mesh.settle()
     return step
+
+
+def share_of_decode(vae: AutoencoderKL, ranks: int, z: torch.Tensor) -> Callable[[], object]:
+    """The decode of z, [B, 4, H, W], by the rank that has most to do among `ranks`, to be called again and again."""
+    mesh = PretendedMesh(_busiest(ranks), ranks, z.device)
+    decoder = ParallelDecoder(vae, mesh)
+
+    def decode() -> object:
+        return decoder.decode(z)
+
+    decode()
+    mesh.settle()
+    return decode
+
+
+def _busiest(patches: int) -> int:
+    return 1 if patches > 2 else 0  # larger bands come first, inner ones have two halos
+
+
+def compiled_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same weights in modules whose transformer blocks are compiled, and nothing around them (regional)."""
+    twin: UNet2DConditionModel = share(unet)
+    twin.compile_repeated_blocks()
+    return twin
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
