@@ -2,13 +2,17 @@
 picture is made in the launcher.
 """
 
+import asyncio
 import html
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from copy import copy
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from launcher import limits, rank, start
@@ -77,7 +81,8 @@ def build(client: Client) -> "gr.Blocks":
     global gr
     import gradio as gr  # two seconds and 100 MB, which only rank 0 needs
 
-    with gr.Blocks(title=skeletons.TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+    options: dict[str, Any] = {"fill_width": True, "analytics_enabled": False, "delete_cache": (3600, 3600)}
+    with blocks_of_few_words()(title=skeletons.TITLE, **options) as demo:
         page: Page = {
             "browser": gr.BrowserState({"visitor": "", "ids": []}, **STORAGE),
             "current": gr.State(NO_RUN),
@@ -94,7 +99,7 @@ def build(client: Client) -> "gr.Blocks":
         wire(page, demo, Visits(client, auto, rate))
         publish(client, auto, rate)
     demo.queue(max_size=20)
-    demo._queue.sleep_when_free = 0.05  # Gradio polls every millisecond otherwise: 5 % of a core for nothing
+    wake_by_events(demo._queue)
     return demo
 
 
@@ -213,6 +218,71 @@ def switch(names: list[str], elem_id: str, label: str) -> "gr.Radio":
     return gr.Radio(names, value=names[0], label=label, container=False, interactive=False, elem_id=elem_id)
 
 
+# --- Gradio's inside: what it does at every event for nothing (tests/page/test_costs.py holds these to its own results)
+
+
+def blocks_of_few_words() -> type["gr.Blocks"]:
+    """Blocks that leave alone what an event does not change: Gradio builds every output anew, changed or not."""
+
+    class BlocksOfFewWords(gr.Blocks):
+        async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
+            """What goes to the browser, one value an output."""
+            if not (isinstance(predictions, dict) and all(isinstance(key, gr.blocks.Block) for key in predictions)):
+                return await super().postprocess_data(block_fn, predictions, state)
+            changed = copy(block_fn)
+            changed.outputs = [block for block in block_fn.outputs if block in predictions]
+            if len(changed.outputs) < len(predictions):  # some are none of the event's outputs: Gradio says so
+                changed = block_fn
+            values = await super().postprocess_data(changed, predictions, state) if predictions else []
+            sent = dict(zip((block._id for block in changed.outputs), values, strict=True))
+            return [
+                sent.get(block._id, None if getattr(block, "stateful", False) else gr.skip())
+                for block in block_fn.outputs
+            ]
+
+    return BlocksOfFewWords
+
+
+class Nap(float):
+    """Seconds that somebody sleeps, unless `woken` is set before."""
+
+    def __init__(self, _: float) -> None:
+        self.woken = asyncio.Event()
+
+    @staticmethod
+    async def sleep(delay: float, result: Any = None) -> Any:
+        """As asyncio.sleep, which knows no naps."""
+        if not isinstance(delay, Nap):
+            return await asyncio.sleep(delay, result)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(delay.woken.wait(), float(delay))
+        delay.woken.clear()
+        return result
+
+
+def wake_by_events(queue: Any) -> None:
+    """Gradio looks every millisecond whether there is something to do: 5 % of a core for nothing, or a click that waits
+    if it looks less often. Here it looks when something came or ended, and once a second in case it missed that.
+    """
+    from gradio import queueing
+
+    nap = queue.sleep_when_free = Nap(1)
+
+    def waking(function: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await function(*args, **kwargs)
+            finally:
+                nap.woken.set()
+
+        return call
+
+    queue.push, queue.process_events = waking(queue.push), waking(queue.process_events)
+    asyncio_with_naps = ModuleType("asyncio")
+    vars(asyncio_with_naps).update(vars(asyncio), sleep=Nap.sleep)
+    queueing.asyncio = asyncio_with_naps
+
+
 # --- wiring
 
 
@@ -222,6 +292,7 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     values = [page[name] for name in settings.DEFAULTS]
     size = [page[name] for name in ("width", "height", "aspect")]
     outputs = [component for name, component in page.items() if name != "timer"]
+    quiet = PRIVATE | {"show_progress_on": [page["stage"]]}  # else every message touches every output in the browser
 
     def begin(request: "gr.Request", who: Frame, *inputs: Any) -> Page:
         values = dict(zip(settings.DEFAULTS, inputs, strict=True))
@@ -256,22 +327,22 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
         [browser, *values],
         outputs,
         api_name="start",
-        **PRIVATE,
+        **quiet,
     )
-    opened = demo.load(arrive, [browser], outputs, api_name="open", **PRIVATE)
+    opened = demo.load(arrive, [browser], outputs, api_name="open", **quiet)
     for event in (started, opened):
-        followed = event.success(follow, [current, browser], outputs, api_name="follow", **PRIVATE)
-        followed.failure(answering(page, visits.give_up), [current], outputs, api_name="give_up", **PRIVATE)
-    page["stop"].click(visits.stop, [current], None, api_name="stop", **PRIVATE)
+        followed = event.success(follow, [current, browser], outputs, api_name="follow", **quiet)
+        followed.failure(answering(page, visits.give_up), [current], outputs, api_name="give_up", **quiet)
+    page["stop"].click(visits.stop, [current], None, api_name="stop", **quiet)
     page["timer"].tick(
         answering(page, visits.tick),
         [current, page["mood"], *size],
         [page[name] for name in ("top", "mood", "generate", "chips", "style", "lanes")] + size,
         api_name="tick",
-        **PRIVATE,
+        **quiet,
     )
     resized = page["aspect"].input(
-        answering(page, visits.resize), [page["aspect"]], [page["width"], page["height"]], api_name="resize", **PRIVATE
+        answering(page, visits.resize), [page["aspect"]], [page["width"], page["height"]], api_name="resize", **quiet
     )
     for name in ("pair", "view"):
         page[name].input(
@@ -279,12 +350,12 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
             [current, page["pair"], page["view"]],
             [page[name] for name in ("stage", "slider", "pair", "view")],
             api_name=name,
-            **PRIVATE,
+            **quiet,
         )
-    recovered = page["recover"].upload(recover, None, outputs, api_name="recover", **PRIVATE)
-    recalled = page["gallery"].select(recall, [current, browser], outputs, api_name="recall", **PRIVATE)
+    recovered = page["recover"].upload(recover, None, outputs, api_name="recover", **quiet)
+    recalled = page["gallery"].select(recall, [current, browser], outputs, api_name="recall", **quiet)
     for set_by in (*(each.input for each in values), *(event.success for event in (resized, recovered, recalled))):
-        set_by(None, [browser, *values], [browser], js=KEEP, api_name="keep", **PRIVATE)
+        set_by(None, [browser, *values], [browser], js=KEEP, api_name="keep", **quiet)
 
 
 def publish(client: Client, auto: Auto, rate: limits.Rate) -> None:

@@ -75,6 +75,14 @@ class Auto:
         sentence = f"Auto: {plan.choice(noun)}; {plan.reason(noun)}."
         return Choice(config=plan.chosen.way.applied(config, status.ranks), plan=plan.as_json(sentence))
 
+    def learn(self) -> None:
+        """Fit to what has been measured since the last time, so that the next picture need not wait for it."""
+        status, survey = self._source.status(), self._source.survey()
+        if survey is None or survey.costs is None or status.model is None:
+            return
+        with self._lock:
+            self._experience(status, survey, cell=status.model.size_multiple // survey.costs.unit)
+
     def _plan(
         self, request: GenerationRequest, config: DistriConfig, wish: Wish, status: Status, survey: Survey
     ) -> Plan:

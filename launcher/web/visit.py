@@ -292,6 +292,8 @@ class Visits:
         status = self.client.status()
         now = header.mood(status)
         frame: Frame = {"top": self._top(run)}
+        if now == "ready":
+            self.auto.learn()
         if now == mood:
             return frame
         if run["busy"]:  # its own frames say what the buttons and the lanes show
