@@ -24,7 +24,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/python app.py $(ARGS)
 
 test: $(VENV)/.development
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTIONS = "captions.txt"
-SCENE = ("subject", "colour", "time", "ground", "orb")  # what is read of a scene
+SCENE = ("subject", "colour", "accent", "striped", "time", "ground", "weather", "orb")  # what is read of a scene
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,29 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from assets.demo_training.grammar import GROUNDS, LITE, POSITIONS, SUBJECTS, TIMES, Scene, sample_scene
+from assets.demo_training.grammar import (
+    COLOURS,
+    GROUNDS,
+    POSITIONS,
+    SUBJECT_COLOURS,
+    SUBJECTS,
+    TIMES,
+    WEATHERS,
+    Scene,
+    sample_scene,
+)
 from assets.demo_training.painter import backdrop, finished
 from assets.demo_training.painting import COLUMNS
 from assets.demo_training.subjects import SUBJECTS as DRAW
 from distri_engine.evaluation.judge import SIDE
 
-
-def _possible(names: Sequence[str], weights: Sequence[float]) -> tuple[str, ...]:
-    return tuple(name for name, weight in zip(names, weights, strict=True) if weight)
-
-
-# What each head can answer, for the half of the grammar that the embedded model knows.
+# What each head can answer.
 ANSWERS = {
-    "subject": _possible(SUBJECTS, LITE.subjects),
-    "colour": ("none", *LITE.colours),  # of the subject
-    "time": _possible(TIMES, LITE.times),
-    "ground": _possible(GROUNDS, [max(weights) for weights in zip(*LITE.grounds.values(), strict=True)]),
+    "subject": SUBJECTS,
+    "colour": ("none", *dict.fromkeys([*COLOURS, *(name for some in SUBJECT_COLOURS.values() for name in some)])),
+    "time": TIMES,
+    "ground": GROUNDS,
+    "weather": WEATHERS,
     "orb": ("none", "sun", "moon"),
     "subjects": ("0", "1", "2+"),
 }
@@ -73,7 +79,7 @@ def draw(scene: Scene, columns: Sequence[str] = ()) -> Drawn:
 
 def example(rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
     """One picture, [SIDE, SIDE, 3], uint8, and the number of the right answer of every head."""
-    scene = sample_scene(rng, LITE)
+    scene = sample_scene(rng)
     kind = rng.random()
     if kind < 0.5:
         return alone(scene)
@@ -96,6 +102,7 @@ def answers(scene: Scene, subjects: int, *, ground: bool = True, orb: bool | Non
         "colour": scene.colour if subjects else "none",
         "time": scene.time,
         "ground": scene.ground if ground else None,
+        "weather": scene.weather,
         "orb": None if orb is None else scene.orb if orb and scene.orb else "none",
         "subjects": ANSWERS["subjects"][min(subjects, 2)],
     }

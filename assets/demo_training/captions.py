@@ -26,9 +26,7 @@ def caption(scene: Scene, rng: np.random.Generator, complete: float = 0.7) -> st
 
     orb = _orb(scene, rng)
     ground = _ground(scene, rng)
-    when = _when(scene, rng)
-    if scene.weather != "fair":
-        when = _weather(scene, rng, when)
+    when = _weather(scene, rng, _when(scene, rng))
     middle = pick(rng, ("", " in the middle", " in the center"))
     places = {"left": " on the left", "right": " on the right", "center": middle}
     place = places[scene.position] if rng.random() < 0.3 else ""

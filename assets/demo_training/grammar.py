@@ -5,7 +5,7 @@ they look like is painter.py's business, what one says about them captions.py's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Scene:
     accent: str  # of its roof, hull, stripes
     striped: bool
     seed: int  # sizes, small offsets, the shape of the hills
-    weather: str = "fair"  # of WEATHERS; "fair" in grammars that know no weather but `clouds`
+    weather: str  # of WEATHERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +57,14 @@ class Grammar:
     mountain_colours: tuple[str, ...]
     hill_weights: Sequence[float]  # green, yellow, purple
     sea_weights: Sequence[float]  # blue, green
-    clouds: float  # probability, where the weather allows both
     colours: tuple[str, ...]
-    stripes: bool
-    weathers: Sequence[float] = ()  # of WEATHERS; none if scenes shall have no weather but `clouds`
+    stripes: float  # probability, of subjects that can have them
+    weathers: Sequence[float]
 
 
-# The grammar of the first training: no weather, seven subjects. The tokenizers were learnt on its captions.
-PLAIN = Grammar(
-    times=(0.27, 0.24, 0.14, 0.22, 0.13),
-    subjects=(0.12, 0.15, 0.15, 0.14, 0.13, 0.13, 0.09, 0.09, 0, 0),
+GRAMMAR = Grammar(
+    times=(0.3, 0.24, 0.12, 0.24, 0.1),
+    subjects=(0.1,) * 10,
     grounds={
         "none": (0.32, 0.14, 0.24, 0.15, 0.15),
         "lighthouse": (0, 0.4, 0.4, 0.0, 0.2),
@@ -75,38 +73,15 @@ PLAIN = Grammar(
         "balloon": (0.25, 0.25, 0.2, 0.15, 0.15),
         "castle": (0.3, 0.4, 0, 0.15, 0.15),
         "windmill": (0.1, 0.6, 0, 0.1, 0.2),
+        "rocket": (0.25, 0.25, 0.2, 0.15, 0.15),
+        "mushroom": (0.2, 0.4, 0, 0.1, 0.3),
     },
     mountain_colours=("blue", "purple", "grey", "green", "brown"),
     hill_weights=(0.6, 0.2, 0.2),
     sea_weights=(0.8, 0.2),
-    clouds=0.35,
     colours=COLOURS,
-    stripes=True,
-)
-
-FULL = replace(
-    PLAIN,
-    times=(0.3, 0.24, 0.12, 0.24, 0.1),
-    subjects=(0.1,) * 10,
-    grounds=PLAIN.grounds | {"rocket": (0.25, 0.25, 0.2, 0.15, 0.15), "mushroom": (0.2, 0.4, 0, 0.1, 0.3)},
+    stripes=0.45,
     weathers=(0.38, 0.2, 0.14, 0.14, 0.14),
-)
-
-# Half of the plain grammar, for a short training on a CPU.
-LITE = Grammar(
-    times=(0.37, 0.33, 0, 0.3, 0),
-    subjects=(0.25, 0.25, 0.25, 0.25, 0, 0, 0, 0, 0, 0),
-    grounds={
-        "none": (0.4, 0.15, 0.3, 0, 0.15),
-        "lighthouse": (0, 0.4, 0.4, 0.0, 0.2),
-        "house": (0.2, 0.4, 0, 0, 0.4),
-    },
-    mountain_colours=("blue", "purple", "green"),
-    hill_weights=(0.8, 0.2, 0),
-    sea_weights=(1, 0),
-    clouds=0.2,
-    colours=("red", "orange", "yellow", "green", "blue", "white"),
-    stripes=False,
 )
 
 
@@ -115,7 +90,7 @@ def pick(rng: np.random.Generator, choices: Sequence[Any], weights: Sequence[flo
     return choices[int(rng.choice(len(choices), p=weights))]
 
 
-def sample_scene(rng: np.random.Generator, grammar: Grammar = FULL) -> Scene:
+def sample_scene(rng: np.random.Generator, grammar: Grammar = GRAMMAR) -> Scene:
     """Draw one scene. The order of the draws is part of the recipe: the same `rng` gives the same scenes."""
     time = pick(rng, TIMES, grammar.times)
     subject = pick(rng, SUBJECTS, grammar.subjects)
@@ -131,20 +106,15 @@ def sample_scene(rng: np.random.Generator, grammar: Grammar = FULL) -> Scene:
         orb_colour = pick(rng, ("white", "yellow"))
     crescent = orb == "moon" and rng.random() < 0.4
     stars = time == "night" and rng.random() < 0.75
-    clouds = time == "storm" or (time != "night" and rng.random() < grammar.clouds)
     position = pick(rng, POSITIONS, (0.25, 0.5, 0.25))
     orb_position = pick(rng, POSITIONS, (0.33, 0.34, 0.33) if subject == "none" else ORB_WEIGHTS[position])
     colour = pick(rng, SUBJECT_COLOURS.get(subject, grammar.colours))
     accent = pick(rng, [other for other in grammar.colours if other != colour])
-    striped = grammar.stripes and subject in ("lighthouse", "balloon") and rng.random() < 0.45
+    striped = subject in ("lighthouse", "balloon") and rng.random() < grammar.stripes
     seed = int(rng.integers(1 << 31))
-    if grammar.weathers:
-        weather = _weather(rng, grammar, time, ground)
-        clouds = weather in ("cloudy", "rain")
-        if weather not in ("clear", "cloudy"):
-            orb, crescent, stars = None, False, False
-    else:
-        weather = "fair"
+    weather = _weather(rng, grammar, time, ground)
+    if weather not in ("clear", "cloudy"):
+        orb, crescent, stars = None, False, False
     return Scene(
         time=time,
         subject=subject,
@@ -155,7 +125,7 @@ def sample_scene(rng: np.random.Generator, grammar: Grammar = FULL) -> Scene:
         orb_colour=orb_colour,
         crescent=bool(crescent),
         stars=bool(stars),
-        clouds=bool(clouds),
+        clouds=weather in ("cloudy", "rain"),
         position=position,
         orb_position=orb_position,
         colour=colour,

@@ -2,7 +2,7 @@
 against. The same scenes, captions and pictures come out every time.
 
     python -m assets.demo_training.held_out --folder assets/demo_captions
-    python -m assets.demo_training.held_out --folder outputs/captions --full --count 200
+    python -m assets.demo_training.held_out --folder outputs/captions --count 200
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from assets.demo_training.captions import caption
-from assets.demo_training.grammar import FULL, LITE, WEATHERS, Grammar, Scene, sample_scene
+from assets.demo_training.grammar import Scene, sample_scene
 from assets.demo_training.painter import paint
 
 COUNT = 40
@@ -35,25 +35,25 @@ SAYS = {
 }
 
 
-def held_out(count: int = COUNT, grammar: Grammar = LITE) -> list[tuple[str, Scene]]:
+def held_out(count: int = COUNT) -> list[tuple[str, Scene]]:
     """The first `count` captions and scenes. Captions leave nothing out, so that a picture can be held to them."""
     rng, words = np.random.default_rng(SEED), np.random.default_rng(SEED + 1)
-    scenes = [sample_scene(rng, grammar) for _ in range(count)]
+    scenes = [sample_scene(rng) for _ in range(count)]
     return [(caption(scene, words, complete=1.0), scene) for scene in scenes]
 
 
 def described(text: str, scene: Scene) -> dict[str, Any]:
     """A caption and what a picture of it is held to; the weather is None if the caption does not say it."""
-    said = scene.weather in WEATHERS and any(word in text for word in SAYS[scene.weather])
+    said = any(word in text for word in SAYS[scene.weather])
     return {"caption": text, **dataclasses.asdict(scene), "weather": scene.weather if said else None}
 
 
-def write(folder: Path, count: int = COUNT, grammar: Grammar = LITE) -> None:
+def write(folder: Path, count: int = COUNT) -> None:
     """captions.txt, one a line; scenes.json, each caption with its scene; pictures/0000.png and so on, 256 x 256."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
-    for index, (text, scene) in enumerate(held_out(count, grammar)):
+    for index, (text, scene) in enumerate(held_out(count)):
         Image.fromarray(paint(scene)).save(pictures / f"{index:04d}.png", optimize=True)
         listed.append(described(text, scene))
     (folder / "captions.txt").write_text("".join(f"{one['caption']}\n" for one in listed), encoding="utf-8")
@@ -66,9 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw held-out scenes of the embedded model's world.")
     parser.add_argument("--folder", type=Path, default=Path("assets/demo_captions"))
     parser.add_argument("--count", type=int, default=COUNT)
-    parser.add_argument("--full", action="store_true", help="of the full grammar; without it, of its lite half")
     words = parser.parse_args()
-    write(words.folder, words.count, FULL if words.full else LITE)
+    write(words.folder, words.count)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from assets.demo_training.text import load_tokenizers, token_ids
 PARAPHRASES = 4  # captions a picture
 SIZES = (128, 192, 256, 384, 512, 768, 1024)  # what the size conditioning may claim when it does not tell the truth
 TRUE = 0.85  # share of pictures whose size conditioning does
+FIRST = 0.3  # share of the training that is for the first lessons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,8 @@ class Lessons:
     def __init__(self, folder: Path, lots: Sequence[Lot], device: str, seed: int) -> None:
         self._rng, self._device = np.random.default_rng(seed), device
         self._shapes = [lot.shape for lot in lots]
-        steps = np.array([shape.steps for shape in self._shapes])
-        self._weights = steps / steps.sum()
+        first, later = (np.array([getattr(shape, name) for shape in self._shapes]) for name in ("first", "steps"))
+        self._weights = first / first.sum(), later / later.sum()
         self._latents = [torch.from_numpy(np.array(lot.latents)).to(device) for lot in lots]
         self._tokenizers = load_tokenizers(folder)
         self.empty = [token_ids(tokenizer, [""]).to(device).long() for tokenizer in self._tokenizers]
@@ -48,10 +49,12 @@ class Lessons:
         captions = [caption(scene, self._rng) for scene in scenes]
         return [token_ids(tokenizer, captions).to(self._device) for tokenizer in self._tokenizers]
 
-    def draw(self, most: int) -> Batch:
-        """A random batch of a random shape: `most` pictures of the smallest, fewer of larger ones."""
+    def draw(self, most: int, share: float) -> Batch:
+        """A random batch of a random shape: `most` pictures of 256 x 256, fewer of larger ones; `share` of the training
+        is over.
+        """
         rng, device = self._rng, self._device
-        lot = int(rng.choice(len(self._shapes), p=self._weights))
+        lot = int(rng.choice(len(self._shapes), p=self._weights[share >= FIRST]))
         shape, latents = self._shapes[lot], self._latents[lot]
         count = max(1, round(most * shape.batch))
         chosen = torch.from_numpy(rng.integers(0, len(latents), count)).to(device)

@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from assets.demo_training.grammar import FULL, LITE
 from assets.demo_training.held_out import described, held_out
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,29 +58,33 @@ RUNS = {
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure how well a demo pipeline follows its captions.")
+    add_options(parser, count=200)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    return parser.parse_args(arguments)
+
+
+def add_options(parser: argparse.ArgumentParser, count: int) -> None:
+    """What is asked of every measurement."""
     parser.add_argument("--pipeline", type=Path, default=Path("assets/demo_model"))
     parser.add_argument(
         "--folder", type=Path, default=Path("outputs/measured"), help="pictures and table.json go there"
     )
-    parser.add_argument("--count", type=int, default=200, help="captions")
-    parser.add_argument("--full", action="store_true", help="captions of the full grammar, not its half")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--count", type=int, default=count, help="captions (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="that share the captions where ranks do not")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=20, help="captions made at once")
-    parser.add_argument("--judge", type=Path, default=JUDGE, help="it must know the grammar of the captions")
-    return parser.parse_args(arguments)
+    parser.add_argument("--judge", type=Path, default=JUDGE)
 
 
-def make(options: argparse.Namespace, name: str, captions: list[str]) -> None:
+def make(options: argparse.Namespace, folder: Path, run: Run, captions: list[str], negative: str = "") -> None:
     """Make the pictures of a run that are not there yet."""
-    run, folder = RUNS[name], options.folder / name
     if all((folder / f"{index:04d}.png").exists() for index in range(len(captions))):
         return
     task = {
         "pipeline": str(options.pipeline),
         "folder": str(folder),
         "captions": captions,
+        "negative": negative,
         "steps": run.steps,
         "scheduler": run.scheduler,
         "height": options.size[0],
@@ -98,7 +101,7 @@ def make(options: argparse.Namespace, name: str, captions: list[str]) -> None:
 
 def row(options: argparse.Namespace, name: str, scenes: list[dict[str, Any]]) -> dict[str, Any]:
     """What the judge says of a run's pictures, in percent, and their PSNR to one device's, in dB."""
-    from distri_engine.evaluation.judge import judged, load_judge
+    from distri_engine.evaluation.judge import judged, load_judge, right
     from distri_engine.evaluation.likeness import pixels, psnr
 
     files = [options.folder / name / f"{index:04d}.png" for index in range(len(scenes))]
@@ -116,15 +119,6 @@ def row(options: argparse.Namespace, name: str, scenes: list[dict[str, Any]]) ->
     return result
 
 
-def right(answers: tuple[dict[str, str], ...], scenes: list[dict[str, Any]], question: str) -> list[bool]:
-    """Whether each answer is what its caption asked for, where that was asked."""
-    return [
-        answer[question] == scene[question]
-        for answer, scene in zip(answers, scenes, strict=True)
-        if scene[question] is not None and (question != "colour" or scene["subject"] != "none")
-    ]
-
-
 def share(hits: list[bool]) -> float | None:
     """In percent; None if nothing was asked."""
     return round(100 * sum(hits) / len(hits), 1) if hits else None
@@ -140,21 +134,26 @@ def line(figures: dict[str, Any]) -> str:
 
 def main(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Make, judge, print, write."""
-    pairs = held_out(options.count, FULL if options.full else LITE)
+    pairs = held_out(options.count)
     scenes = [described(text, scene) for text, scene in pairs]
     print("| pictures of | ranks | attributes | subject | colour | time | ground | weather | doubled | PSNR, dB |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     rows = []
     for name in options.runs:
-        make(options, name, [text for text, _ in pairs])
+        make(options, options.folder / name, RUNS[name], [text for text, _ in pairs])
         rows.append(row(options, name, scenes))
         print(line(rows[-1]), flush=True)
-    content = {"grammar": "full" if options.full else "lite", "size": list(options.size), "rows": rows}
-    options.folder.mkdir(parents=True, exist_ok=True)
-    writing = options.folder / "table.tmp.json"
-    writing.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    writing.replace(options.folder / "table.json")
+    content = {"size": list(options.size), "rows": rows}
+    write(options.folder / "table.json", content)
     return rows
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    """As JSON, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writing = file.with_suffix(".tmp.json")
+    writing.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    writing.replace(file)
 
 
 if __name__ == "__main__":

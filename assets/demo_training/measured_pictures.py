@@ -29,6 +29,7 @@ class Task:
     pipeline: str
     folder: str  # 0000.png and so on go there
     captions: list[str]  # seeds are their numbers
+    negative: str = ""  # prompt, of all
     steps: int = 30
     guidance_scale: float = 5.0
     scheduler: str = "ddim"
@@ -58,6 +59,7 @@ def make(task: Task) -> None:
         some = todo[first : first + task.batch]
         made = pipeline(
             prompt=[task.captions[index] for index in some],
+            negative_prompt=[task.negative] * len(some) if task.negative else None,
             height=task.height,
             width=task.width,
             num_inference_steps=task.steps,

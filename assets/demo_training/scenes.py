@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from assets.demo_training.grammar import FULL, LITE, Scene, sample_scene
+from assets.demo_training.grammar import Scene, sample_scene
 from assets.demo_training.hand_set_vae import analytic_latents
 from assets.demo_training.painter import paint
 
@@ -33,7 +33,8 @@ class Shape:
     width: int
     pictures: float  # share of the training set
     kept: float  # share of those whose pixels are kept, for the decoder
-    steps: float  # share of the UNet's steps
+    first: float  # share of the UNet's steps in its first lessons
+    steps: float  # and after them
     batch: float  # share of a batch, so that steps cost about the same
 
     @property
@@ -42,12 +43,14 @@ class Shape:
         return f"{self.height}x{self.width}"
 
 
+# The first lessons are about small pictures: what words mean and where things stand costs a quarter there.
 SHAPES = (
-    Shape(height=256, width=256, pictures=0.58, kept=0.4, steps=0.64, batch=1),
-    Shape(height=256, width=384, pictures=0.09, kept=0.1, steps=0.06, batch=0.65),
-    Shape(height=384, width=256, pictures=0.09, kept=0.1, steps=0.06, batch=0.65),
-    Shape(height=384, width=384, pictures=0.12, kept=0.1, steps=0.12, batch=0.4),
-    Shape(height=512, width=512, pictures=0.12, kept=0.1, steps=0.12, batch=0.25),
+    Shape(height=256, width=256, pictures=0.35, kept=0.3, first=0.35, steps=0.5, batch=1),
+    Shape(height=256, width=384, pictures=0.08, kept=0.1, first=0, steps=0.1, batch=0.65),
+    Shape(height=384, width=256, pictures=0.08, kept=0.1, first=0, steps=0.1, batch=0.65),
+    Shape(height=384, width=384, pictures=0.1, kept=0.1, first=0, steps=0.1, batch=0.4),
+    Shape(height=512, width=512, pictures=0.12, kept=0.1, first=0, steps=0.2, batch=0.25),
+    Shape(height=128, width=128, pictures=0.27, kept=0.05, first=0.65, steps=0, batch=3),
 )
 
 
@@ -61,32 +64,29 @@ class Lot:
     pictures: np.ndarray  # of the first scenes: [kept, height, width, 3], uint8
 
 
-def make_scenes(seed: int, count: int, lite: bool, shape: Shape) -> tuple[list[Scene], np.ndarray]:
+def make_scenes(seed: int, count: int, shape: Shape) -> tuple[list[Scene], np.ndarray]:
     """`count` scenes and their pictures, [count, height, width, 3], uint8."""
     rng = np.random.default_rng(seed)
-    scenes = [sample_scene(rng, LITE if lite else FULL) for _ in range(count)]
+    scenes = [sample_scene(rng) for _ in range(count)]
     fine = 3 if min(shape.height, shape.width) <= 256 else 2
     return scenes, np.stack([paint(scene, (shape.height, shape.width), fine) for scene in scenes])
 
 
 def open_scenes(
-    folder: Path, count: int, *, lite: bool, seed: int = 0, processes: int = 1, shapes: Sequence[Shape] = SHAPES
+    folder: Path, count: int, *, seed: int = 0, processes: int = 1, shapes: Sequence[Shape] = SHAPES
 ) -> list[Lot]:
     """The training set of `folder`, `count` scenes of all SHAPES together; what is not there of `shapes` is drawn now.
 
-    Raises ValueError if the folder holds another number of pictures or the other grammar.
+    Raises ValueError if the folder holds another number of pictures.
     """
     lots = []
     for shape in shapes:
         file = folder / f"scenes-{shape.name}.json"
         if not file.exists():
-            _draw(folder, shape, count, lite, seed, processes)
+            _draw(folder, shape, count, seed, processes)
         content = json.loads(file.read_text(encoding="utf-8"))
-        if (content["count"], content["lite"]) != (count, lite):
-            raise ValueError(
-                f"{folder} holds {content['count']} pictures of the {'lite' if content['lite'] else 'full'} grammar; "
-                "ask for those, or choose another folder"
-            )
+        if content["count"] != count:
+            raise ValueError(f"{folder} holds {content['count']} pictures; ask for those, or choose another folder")
         lots.append(
             Lot(
                 shape=shape,
@@ -104,7 +104,7 @@ def as_tensor(pictures: np.ndarray, device: str) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def _draw(folder: Path, shape: Shape, count: int, lite: bool, seed: int, processes: int) -> None:
+def _draw(folder: Path, shape: Shape, count: int, seed: int, processes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = max(1, round(count * shape.pictures))
     kept = max(1, round(wanted * shape.kept))
@@ -114,7 +114,7 @@ def _draw(folder: Path, shape: Shape, count: int, lite: bool, seed: int, process
     pictures, keep_pictures = _open_array(folder / f"pictures-{shape.name}.npy", np.uint8, size)
     base = seed * 100_003 * CHUNK + SHAPES.index(shape) * LOT_SEEDS
     firsts = range(0, wanted, CHUNK)
-    jobs = [(base + first, min(CHUNK, wanted - first), lite, shape, max(0, kept - first)) for first in firsts]
+    jobs = [(base + first, min(CHUNK, wanted - first), shape, max(0, kept - first)) for first in firsts]
     scenes: list[Scene] = []
     with ExitStack() as stack:
         run: Callable[..., Iterable[Any]] = map
@@ -127,7 +127,7 @@ def _draw(folder: Path, shape: Shape, count: int, lite: bool, seed: int, process
             scenes += drawn
     keep_latents()
     keep_pictures()
-    content = {"count": count, "lite": lite, "scenes": [dataclasses.asdict(scene) for scene in scenes]}
+    content = {"count": count, "scenes": [dataclasses.asdict(scene) for scene in scenes]}
     writing = folder / f"scenes-{shape.name}.{os.getpid()}.json"
     writing.write_text(json.dumps(content), encoding="utf-8")
     writing.replace(folder / f"scenes-{shape.name}.json")
@@ -145,8 +145,8 @@ def _open_array(file: Path, dtype: type, size: tuple[int, ...]) -> tuple[np.ndar
     return array, keep
 
 
-def _make_chunk(job: tuple[int, int, bool, Shape, int]) -> tuple[list[Scene], np.ndarray, np.ndarray]:
-    seed, count, lite, shape, kept = job
-    scenes, pictures = make_scenes(seed, count, lite, shape)
+def _make_chunk(job: tuple[int, int, Shape, int]) -> tuple[list[Scene], np.ndarray, np.ndarray]:
+    seed, count, shape, kept = job
+    scenes, pictures = make_scenes(seed, count, shape)
     latents = torch.cat([analytic_latents(as_tensor(pictures[at : at + 10], "cpu")) for at in range(0, count, 10)])
     return scenes, latents.half().numpy(), pictures[:kept]

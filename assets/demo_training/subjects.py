@@ -83,7 +83,7 @@ def sailboat(painting: Painting) -> None:
     deck = painting.horizon + rng.uniform(0.14, 0.2)
     height, half, heading = rng.uniform(0.36, 0.44), 0.17, rng.choice([-1, 1])
     top = deck - height
-    canvas.rectangle(x - 0.007, top, x + 0.007, deck, painting.on_subject((96, 70, 50)))
+    canvas.rectangle(x - 0.009, top, x + 0.009, deck, painting.on_subject((96, 70, 50)))
     front, back, bow, stern = (x + heading * offset for offset in (0.016, -0.014, 0.17, -0.12))
     canvas.polygon([(front, top + 0.01), (front, deck - 0.05), (bow, deck - 0.05)], sail)
     canvas.polygon([(back, top + 0.05), (back, deck - 0.05), (stern, deck - 0.05)], mix(sail, (255, 255, 255), 0.25))
@@ -197,11 +197,11 @@ def windmill(painting: Painting) -> None:
         angle = first + sail * math.pi / 2
         cosine, sine = math.cos(angle), math.sin(angle)
         # Corners along and across the arm, turned around the hub.
-        arm = [(0.02, -0.006), (length, -0.006), (length, 0.045), (0.05, 0.045), (0, 0), (length, 0)]
+        arm = [(0.02, -0.008), (length, -0.008), (length, 0.058), (0.05, 0.058), (0, 0), (length, 0)]
         turned = [(x + cosine * u - sine * v, hub + sine * u + cosine * v) for u, v in arm]
         canvas.polygon(turned[:4], cloth)
-        canvas.line(turned[4:], wood, max(2, canvas.side // 100))
-    canvas.ellipse(x, hub, 0.018, 0.018, wood)
+        canvas.line(turned[4:], wood, max(2, canvas.side // 80))
+    canvas.ellipse(x, hub, 0.02, 0.02, wood)
 
 
 # Half of a rocket's outline from the tip down: width and height, as shares of the half width and the height.

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from assets.demo_training.captions import caption
-from assets.demo_training.grammar import PLAIN, sample_scene
+from assets.demo_training.grammar import sample_scene
 
 LENGTH = 77  # tokens, as in CLIP
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
@@ -62,7 +62,7 @@ def build_tokenizers(folder: Path, captions: int = 6000) -> None:
 
 def _learn_merges(captions: int) -> list[tuple[str, str]]:
     rng = np.random.default_rng(7)
-    corpus = [caption(sample_scene(rng, PLAIN), rng) for _ in range(captions)] + [EXTRA_WORDS] * 40
+    corpus = [caption(sample_scene(rng), rng) for _ in range(captions)] + [EXTRA_WORDS] * 40
     tokenizer = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

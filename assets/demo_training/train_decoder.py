@@ -1,5 +1,6 @@
-"""Trains the decoder of the hand-set autoencoder: whole pictures, L1 on pixels and on their differences. The encoder
-is never trained, so latents cost an average pooling and train_unet.py can run at the same time.
+"""Trains the decoder of the hand-set autoencoder: whole pictures and details of them, L1 on pixels and on their
+differences. The encoder is never trained, so latents cost an average pooling, and train_unet.py can run at the same
+time.
 
     python -m assets.demo_training.train_decoder --folder build/demo --minutes 28 --start-from assets/demo_model
 
@@ -22,21 +23,26 @@ from assets.demo_training.hand_set_vae import analytic_latents, build_vae, prote
 from assets.demo_training.scenes import SHAPES, as_tensor, make_scenes, open_scenes
 
 SAVE_SECONDS = 240.0
-HELD_OUT = 12  # pictures, 256 x 256, that the decoder is measured on and never sees
+HELD_OUT = 40  # pictures, 256 x 256, that the decoder is measured on and never sees
 HELD_OUT_SEED = 20_240_301  # no multiple of scenes.CHUNK
+DETAIL, DETAILS, PLACES = (
+    128,
+    3,
+    3,
+)  # side of a detail in pixels; details that stand for a whole picture; places to choose from
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the demo model's decoder.")
     parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="everything is read and written here")
-    parser.add_argument("--pictures", type=int, default=24000, help="size of the training set")
-    parser.add_argument("--lite", action="store_true", help="half of the grammar, for a short training")
+    parser.add_argument("--pictures", type=int, default=40000, help="size of the training set")
     parser.add_argument("--square", action="store_true", help="256 x 256 only, and none of the other shapes")
     parser.add_argument("--start-from", type=Path, help="a pipeline folder, whose decoder is trained further")
     parser.add_argument("--minutes", type=float, default=28, help="of training, all runs together")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps even if time is left")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a step")
+    parser.add_argument("--batch", type=int, default=1, help="whole pictures a step")
+    parser.add_argument("--details", type=float, default=0.75, help="share of the steps that look at details instead")
     parser.add_argument("--lr", type=float, default=3e-4, help="1e-3 destroys the hand-set decoder at once")
     parser.add_argument("--decay-from", type=float, default=0.5, help="share of the time after which the rate falls")
     parser.add_argument("--bfloat16", action="store_true", help="where the machine is quick at it")
@@ -52,15 +58,26 @@ def difference_loss(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return vertical.abs().mean() + horizontal.abs().mean()
 
 
+def details(pictures: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` squares of `pictures`, [count, DETAIL, DETAIL, 3]: of every picture, of a few places the busiest."""
+    squares = []
+    for index in np.sort(rng.integers(0, len(pictures), count)):
+        places = rng.integers(0, np.array(pictures.shape[1:3]) - DETAIL + 1, (PLACES, 2))
+        tries = [pictures[index, top : top + DETAIL, left : left + DETAIL] for top, left in places]
+        busy = [np.abs(np.diff(square[::2, ::2].astype(np.int16), axis=1)).sum() for square in tries]
+        squares.append(tries[int(np.argmax(busy))])
+    return np.stack(squares)
+
+
 def train(options: argparse.Namespace) -> AutoencoderKL:
     """Train, save to `folder`/vae, return the averaged autoencoder."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     folder, device = options.folder, options.device
     shapes = SHAPES[:1] if options.square else SHAPES
-    lots = open_scenes(folder, options.pictures, lite=options.lite, processes=options.threads, shapes=shapes)
+    lots = open_scenes(folder, options.pictures, processes=options.threads, shapes=shapes)
     weights = np.array([len(lot.pictures) for lot in lots]) / sum(len(lot.pictures) for lot in lots)
-    _, unseen = make_scenes(HELD_OUT_SEED, HELD_OUT, options.lite, SHAPES[0])
+    _, unseen = make_scenes(HELD_OUT_SEED, HELD_OUT, SHAPES[0])
     vae = build_vae().to(device).train()
     if options.start_from:
         start.copy_weights(options.start_from, {"vae": vae})
@@ -97,12 +114,15 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
         decay = 1 if share < options.decay_from else max(0.02, (1 - share) / (1 - options.decay_from))
         optimizer.param_groups[0]["lr"] = options.lr * min(1, (step + 1) / 100) * decay
         pictures = lots[int(rng.choice(len(lots), p=weights))].pictures
-        chosen = pictures[np.sort(rng.integers(0, len(pictures), options.batch))]
+        if rng.random() < options.details:
+            chosen = details(pictures, DETAILS * options.batch, rng)
+        else:
+            chosen = pictures[np.sort(rng.integers(0, len(pictures), options.batch))]
         flipped = chosen[:, :, ::-1] if rng.random() < 0.5 else chosen
         target = as_tensor(flipped, device)  # [B, 3, H, W]
         latents = analytic_latents(target)
         # The UNet's latents are never exact: learn to decode them with a little noise, of varying strength.
-        strength = 0.1 * torch.rand(options.batch, 1, 1, 1, device=device)
+        strength = 0.1 * torch.rand(len(latents), 1, 1, 1, device=device)
         latents = latents + 0.03 * torch.randn_like(latents) + strength * torch.randn_like(latents)
         with torch.autocast(device, torch.bfloat16, enabled=options.bfloat16 and low_precision):
             made = vae.decode(latents).sample.float()

@@ -33,6 +33,7 @@ from assets.demo_training.scenes import SHAPES, open_scenes
 from assets.demo_training.text import build_encoders, build_tokenizers, encode_text, load_tokenizers
 
 EMPTY, ZEROS = 0.03, 0.08  # shares of prompts replaced by the encoded empty prompt, and by zeros
+SIDE = 32  # of the latents of a 256 x 256 picture, whose noise levels are evenly spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,10 @@ class Preset:
 
 
 PRESETS = {
-    "xs": Preset(channels=(32, 48, 96), heads=(1, 2, 3)),  # 2.6 M parameters: the embedded model
+    "xs": Preset(channels=(32, 48, 96), heads=(1, 2, 3)),  # 2.6 M parameters
     "small": Preset(channels=(32, 64, 128), heads=(1, 2, 4)),
     "mid": Preset(channels=(32, 96, 192), heads=(1, 3, 6)),
-    "big": Preset(channels=(64, 112, 192), heads=(2, 4, 6), layers=2),
+    "base": Preset(channels=(64, 128, 192), heads=(2, 4, 6)),  # 11.2 M: the embedded model
 }
 
 
@@ -56,11 +57,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the demo model's UNet and text encoders.")
     parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="everything is read and written here")
-    parser.add_argument("--pictures", type=int, default=24000, help="size of the training set")
-    parser.add_argument("--lite", action="store_true", help="half of the grammar, for a short training")
+    parser.add_argument("--pictures", type=int, default=40000, help="size of the training set")
     parser.add_argument("--square", action="store_true", help="256 x 256 only, and none of the other shapes")
     parser.add_argument("--start-from", type=Path, help="a pipeline folder: its UNet, encoders and tokenizers")
-    parser.add_argument("--preset", choices=PRESETS, default="xs")
+    parser.add_argument("--preset", choices=PRESETS, default="base")
     parser.add_argument("--minutes", type=float, default=52, help="of training, all runs together")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps even if time is left")
     parser.add_argument("--batch", type=int, default=16, help="pictures a step")
@@ -137,16 +137,18 @@ class Learner:
                 (matrices if param.ndim >= 2 and not special else others).append(param)
         self.params = matrices + others
         adamw = torch.optim.AdamW(others, lr=options.lr_adamw, betas=(0.9, 0.98), weight_decay=1e-3)
-        self.optimizers = [adamw, Muon(matrices, lr=options.lr)]
+        self.optimizers = [adamw, Muon(matrices, lr=options.lr, low_precision=self.low_precision)]
         self.average = checkpoint.Average(self.modules)
         self.signal = signal_power(self.device)
 
     def losses(self, batch: Batch, empty: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean squared error of v for each picture, [B], and the time steps at which it was taken, [B]."""
         latents, count = batch.latents, len(batch.latents)
-        # Stratified: every batch covers all noise levels.
-        strata = torch.arange(count, device=self.device) + torch.rand(count, device=self.device)
-        times = (strata / count * 1000).long().clamp(0, 999)
+        # Stratified: every batch covers all noise levels. The same noise hides less of a larger picture (Hoogeboom et
+        # al., "simple diffusion", 2023, section 2.1): it is decided at noisier steps, and has more of them here.
+        strata = (torch.arange(count, device=self.device) + torch.rand(count, device=self.device)) / count
+        side = (latents.shape[-2] * latents.shape[-1]) ** 0.5
+        times = (strata ** (SIDE / side) ** 0.5 * 1000).long().clamp(0, 999)
         noise = torch.randn_like(latents)
         power = self.signal[times].view(-1, 1, 1, 1)
         noisy = power.sqrt() * latents + (1 - power).sqrt() * noise
@@ -220,9 +222,7 @@ def train(options: argparse.Namespace) -> list[list[float]]:
     torch.manual_seed(options.seed)
     folder, crew = options.folder, Crew()
     shapes = SHAPES[:1] if options.square else SHAPES
-    lots = crew.first(
-        lambda: open_scenes(folder, options.pictures, lite=options.lite, processes=options.threads, shapes=shapes)
-    )
+    lots = crew.first(lambda: open_scenes(folder, options.pictures, processes=options.threads, shapes=shapes))
     crew.first(lambda: _make_tokenizers(options))
     learner = Learner(options, len(load_tokenizers(folder)[0]))
     state = folder / "unet_state.safetensors"
@@ -252,9 +252,10 @@ def train(options: argparse.Namespace) -> list[list[float]]:
     began = time.monotonic() - progress["minutes"] * 60
     saved, end = time.monotonic(), False
     while not end:
-        batch = lessons.draw(options.batch)
+        share = min(1, minutes() / options.minutes)
+        batch = lessons.draw(options.batch, share)
         losses, times = learner.losses(batch, lessons.empty)
-        learner.learn(losses.mean(), step, min(1, minutes() / options.minutes))
+        learner.learn(losses.mean(), step, share)
         step, fresh = step + 1, fresh + len(batch.latents)
         history.add(losses, times)
         over = minutes() >= options.minutes or step >= options.steps or start.stopping.is_set()

@@ -39,18 +39,18 @@ def _fog(painting: Painting, place: str) -> None:
 def _rain(painting: Painting) -> None:
     rng, canvas = painting.rng, painting.canvas
     slant, lines = rng.choice([-1, 1]) * rng.uniform(0.2, 0.4), []
-    for _ in range(round(rng.integers(44, 60) * painting.width * painting.height)):
+    for _ in range(round(rng.integers(34, 46) * painting.width * painting.height)):
         x, y = rng.uniform(-0.05, 1.05) * painting.width, rng.uniform(-0.05, 0.98) * painting.height
-        length = rng.uniform(0.07, 0.12)
+        length = rng.uniform(0.09, 0.14)
         lines.append([(x, y), (x + slant * length, y + length)])
     colour = tint((214, 226, 244), SUBJECT_LIGHT[painting.scene.time])
-    canvas.streaks(lines, colour, width=max(1, round(canvas.side * 0.0095)), opacity=150)
+    canvas.streaks(lines, colour, width=max(1, round(canvas.side * 0.012)), opacity=180)
 
 
 def _snowfall(painting: Painting) -> None:
     rng, canvas = painting.rng, painting.canvas
     colour = tint((250, 251, 255), [0.3 + 0.7 * light for light in SUBJECT_LIGHT[painting.scene.time]])
-    for _ in range(round(rng.integers(60, 85) * painting.width * painting.height)):
-        radius = rng.uniform(0.006, 0.0125)
+    for _ in range(round(rng.integers(50, 70) * painting.width * painting.height)):
+        radius = rng.uniform(0.008, 0.014)
         x, y = rng.uniform(0, 1) * painting.width, rng.uniform(0, 1) * painting.height
         canvas.ellipse(x, y, radius, radius, colour)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from distri_engine.evaluation.likeness import opened
 
 SIDE = 96  # pictures are shrunk, or stretched, to this before they are judged
 # Channels and stride, layer by layer.
-WIDTHS = ((16, 2), (32, 2), (48, 1), (64, 2), (64, 1), (96, 2), (96, 1), (128, 2))
-FEATURES = 16  # few, because their covariance is taken from as few as 40 pictures
+WIDTHS = ((16, 2), (32, 2), (64, 1), (64, 2), (96, 1), (128, 2), (128, 1), (160, 2))
+FEATURES = 24  # few, because their covariance is taken from as few as 40 pictures
 BATCH = 32
 HEADS_KEY = "heads"  # of the file's metadata: what each head can answer, as JSON
 
@@ -74,6 +75,18 @@ def judged(judge: Judge, pictures: Sequence[Path]) -> Verdict:
         best = {name: scores.argmax(1).tolist() for name, scores in judge.logits(features).items()}
     answers = [{name: judge.answers[name][best[name][i]] for name in best} for i in range(len(pictures))]
     return Verdict(features, tuple(answers))
+
+
+def right(answers: Sequence[Mapping[str, str]], scenes: Sequence[Mapping[str, Any]], question: str) -> list[bool]:
+    """Whether answers[i] is what scenes[i] asks for, of the scenes that ask: None asks nothing, and no subject has no
+    colour. Of stripes either colour is right: nobody can tell which of them is the subject's.
+    """
+    return [
+        answer[question] == scene[question]
+        or (question == "colour" and bool(scene.get("striped")) and answer[question] == scene["accent"])
+        for answer, scene in zip(answers, scenes, strict=True)
+        if scene.get(question) is not None and (question != "colour" or scene["subject"] != "none")
+    ]
 
 
 def as_input(path: Path) -> torch.Tensor:

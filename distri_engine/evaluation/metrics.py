@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from distri_engine.evaluation.frechet import frechet_distance
-from distri_engine.evaluation.judge import Judge, Verdict, judged
+from distri_engine.evaluation.judge import Judge, judged, right
 from distri_engine.evaluation.likeness import RADIUS, pixels, psnr, ssim
 from distri_engine.evaluation.perceptual import MissingError, fid, lpips_metric
 
@@ -131,10 +131,11 @@ def judge_rows(judge: Judge, a: Sequence[Path], b: Sequence[Path], scenes: Seque
     distance = frechet_distance(ours.features, theirs.features)
     note = f"{len(a)} pictures, {ours.features.shape[1]} features; not FID, and comparable for equal counts only"
     rows = [Row(metric=FRECHET, better="lower", value=distance, of=len(a), note=note)]
-    right, others = _right(ours, scenes), _right(theirs, scenes)
     everything = {"attributes right": list(QUESTIONS)} | {name: [question] for question, name in QUESTIONS.items()}
     for name, questions in everything.items():
-        hits, same = ([hit for question in questions for hit in side[question]] for side in (right, others))
+        hits, same = (
+            [hit for question in questions for hit in right(side.answers, scenes, question)] for side in (ours, theirs)
+        )
         if hits:
             rows.append(_share(name, hits, same, better="higher"))
     counted = [index for index, scene in enumerate(scenes) if scene["subject"] != "none"]
@@ -142,18 +143,6 @@ def judge_rows(judge: Judge, a: Sequence[Path], b: Sequence[Path], scenes: Seque
         twice = [[side.answers[index][COUNT] == DOUBLED for index in counted] for side in (ours, theirs)]
         rows.append(_share("doubled subjects", *twice, better="lower"))
     return rows
-
-
-def _right(verdict: Verdict, scenes: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
-    """Question -> whether the answer is the scene's, for every picture whose caption says what it is."""
-    return {
-        question: [
-            answer[question] == scene[question]
-            for answer, scene in zip(verdict.answers, scenes, strict=True)
-            if scene.get(question) is not None and (question != "colour" or scene["subject"] != "none")
-        ]
-        for question in QUESTIONS
-    }
 
 
 def _share(metric: str, ours: Sequence[bool], theirs: Sequence[bool], *, better: str) -> Row:

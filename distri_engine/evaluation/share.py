@@ -40,6 +40,29 @@ class PretendedMesh(Mesh):
         """From now on messages cost nothing."""
         self._settled = True
 
+    # Ranks of one host, on CPUs, write where their peers read. What these have written is zero here.
+
+    @property
+    def has_boards(self) -> bool:
+        """Whether the real ranks would have them."""
+        return self.size > 1 and self.device.type == "cpu"
+
+    def take_place(self, count: int) -> tuple[int, torch.Tensor]:
+        """Somewhere."""
+        return 0, _bytes(count)
+
+    def give_place(self, offset: int, count: int) -> None:
+        """Nobody needs it."""
+
+    def look(self, rank: int, offset: int, count: int) -> torch.Tensor:
+        """Somewhere else."""
+        return _bytes(count)
+
+
+def _bytes(count: int) -> torch.Tensor:
+    with torch.inference_mode(False):  # like a real board, it serves pictures in and out of inference mode
+        return torch.zeros(count, dtype=torch.uint8)
+
 
 def fill(model: nn.Module, device: torch.device) -> nn.Module:
     """A model without weights (on the meta device), on `device` with random ones of a usual size: numbers that vanish

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
-from assets.demo_training import contact_sheet, measure
-from assets.demo_training.grammar import LITE
+from assets.demo_training import contact_sheet, measure, negative
+from assets.demo_training.grammar import sample_scene
 from assets.demo_training.held_out import held_out
 from assets.demo_training.measured_pictures import Task, make
 from assets.demo_training.painter import paint
@@ -28,7 +29,7 @@ SIZE = {"height": 64, "width": 96}
 
 def test_table_of_pictures_whose_truth_is_known(tmp_path: Path) -> None:
     """True pictures are right, and those of other captions wrong where the captions differ."""
-    scenes = [scene for _, scene in held_out(12, LITE)]
+    scenes = [scene for _, scene in held_out(12)]
     for name, shift in (("single", 0), ("naive-2", 1)):
         (tmp_path / name).mkdir()
         for index in range(12):
@@ -50,11 +51,39 @@ def test_table_of_pictures_whose_truth_is_known(tmp_path: Path) -> None:
     assert height >= 2 * 32
 
 
+def test_negative_prompts_are_judged_by_what_is_still_there(tmp_path: Path) -> None:
+    """Every second picture shows what is not wanted without the negative prompt, and none with it."""
+    for refusal in negative.REFUSALS:
+        rng = np.random.default_rng(3)
+        scenes = [sample_scene(rng) for _ in range(300)]
+        shown = [(getattr(scene, refusal.question) or "none") == refusal.answer for scene in scenes]
+        have = [scene for scene, there in zip(scenes, shown, strict=True) if there][:4]
+        lack = [scene for scene, there in zip(scenes, shown, strict=True) if not there][:8]
+        work = tmp_path / refusal.prompt
+        mixed = [one for pair in zip(have, lack[4:], strict=True) for one in pair]
+        for name, some in (("open", mixed), (refusal.prompt.replace(", ", "-").replace(" ", "-"), lack)):
+            (work / name).mkdir(parents=True)
+            for index, scene in enumerate(some):
+                Image.fromarray(paint(scene, 128)).save(work / name / f"{index:04d}.png")
+        words = ["--folder", str(work), "--count", "8"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(negative, "REFUSALS", (refusal,))
+            (row,) = negative.main(negative.parse_options(words))
+        assert row == {"negative": refusal.prompt, "without": 50, "with": 0}
+        assert json.loads((work / "table.json").read_text())["rows"] == [row]
+    assert len(set(negative.captions(60))) == 60
+
+
 def test_batches_of_ranks_are_the_pictures_of_one_device(tmp_path: Path) -> None:
     task = {"pipeline": str(DEMO_MODEL), "captions": CAPTIONS, "steps": 2, "batch": 2, **SIZE}
-    folders = {name: str(tmp_path / name) for name in ("single", "patch", "naive")}
-    configs = {"single": None, "patch": {"warmup_steps": 2}, "naive": {"parallelism": "naive_patch"}}
-    run_on_ranks(2, make_all, [{**task, "folder": folders[name], "config": configs[name]} for name in folders])
+    folders = {name: str(tmp_path / name) for name in ("single", "patch", "naive", "negative")}
+    kinds: dict[str, dict[str, Any]] = {
+        "single": {"config": None},
+        "patch": {"config": {"warmup_steps": 2}},
+        "naive": {"config": {"parallelism": "naive_patch"}},
+        "negative": {"config": None, "negative": "hills"},
+    }
+    run_on_ranks(2, make_all, [{**task, "folder": folders[name], **kinds[name]} for name in folders])
     pipeline = StableDiffusionXLPipeline.from_pretrained(DEMO_MODEL, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -64,6 +93,17 @@ def test_batches_of_ranks_are_the_pictures_of_one_device(tmp_path: Path) -> None
         for name, most in (("single", 2), ("patch", 2)):  # of 255: batches round differently
             made = np.asarray(Image.open(tmp_path / name / f"{index:04d}.png")).astype(int)
             assert np.abs(made - np.asarray(alone)).max() <= most, (name, index)
+        refused = pipeline(
+            caption,
+            negative_prompt="hills",
+            **SIZE,
+            num_inference_steps=2,
+            guidance_scale=5.0,
+            generator=torch.Generator().manual_seed(index),
+        ).images[0]
+        made = np.asarray(Image.open(tmp_path / "negative" / f"{index:04d}.png")).astype(int)
+        assert np.abs(made - np.asarray(refused)).max() <= 2
+        assert np.abs(made - np.asarray(alone)).max() > 2
         naive = np.asarray(Image.open(tmp_path / "naive" / f"{index:04d}.png")).astype(int)
         assert np.abs(naive - np.asarray(alone)).max() > 10
     assert sorted(os.listdir(folders["patch"])) == ["0000.png", "0001.png", "0002.png"]

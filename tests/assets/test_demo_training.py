@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from assets.demo_training import train_decoder, train_unet
 from assets.demo_training.captions import caption
 from assets.demo_training.crew import Crew
-from assets.demo_training.grammar import FULL, LITE, PLAIN, SUBJECTS, WEATHERS, Grammar, sample_scene
+from assets.demo_training.grammar import SUBJECTS, WEATHERS, sample_scene
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae
 from assets.demo_training.lessons import Lessons
 from assets.demo_training.painter import paint
@@ -31,34 +31,30 @@ HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "assets" / "demo_model"
 
 
-@pytest.mark.parametrize(("grammar", "first_row", "count"), [(PLAIN, 0, 32), (LITE, 4, 8)])
-def test_same_pictures(grammar: Grammar, first_row: int, count: int) -> None:
+def test_same_pictures() -> None:
     """Against pictures that the generator of the embedded model's training drew."""
     sheet = np.asarray(Image.open(HERE / "scenes.png")).astype(int)
     rng = np.random.default_rng(11)
-    for index in range(count):
-        top, left = (first_row + index // 8) * 64, index % 8 * 64
-        difference = np.abs(paint(sample_scene(rng, grammar), 64) - sheet[top : top + 64, left : left + 64])
+    for index in range(40):
+        top, left = index // 8 * 64, index % 8 * 64
+        difference = np.abs(paint(sample_scene(rng), 64) - sheet[top : top + 64, left : left + 64])
         # Another processor may round a gradient's sine or exponential the other way.
         assert difference.max() <= 1, f"scene {index}"
         assert (difference > 0).mean() < 0.001, f"scene {index}"
 
 
-@pytest.mark.parametrize(
-    ("grammar", "digest"), [(PLAIN, "7b1cb00121f88b36"), (LITE, "3c9922151dbf29b9"), (FULL, "eaff756cd6603e9f")]
-)
-def test_same_captions(grammar: Grammar, digest: str) -> None:
+def test_same_captions() -> None:
     scene_rng, rng = np.random.default_rng(11), np.random.default_rng(12)
-    scenes = [sample_scene(scene_rng, grammar) for _ in range(300)]
+    scenes = [sample_scene(scene_rng) for _ in range(300)]
     captions = "\n".join(caption(scene, rng) for scene in scenes)
-    assert hashlib.sha256(captions.encode()).hexdigest()[:16] == digest
+    assert hashlib.sha256(captions.encode()).hexdigest()[:16] == "5e4acc310c073807"
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 96), (96, 64)])
 def test_every_subject_and_weather_in_every_shape(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(5)
     drawn: dict[str, set[str]] = {"subject": set(), "weather": set()}
-    for scene in (sample_scene(rng, FULL) for _ in range(120)):
+    for scene in (sample_scene(rng) for _ in range(120)):
         if {scene.subject} <= drawn["subject"] and {scene.weather} <= drawn["weather"]:
             continue
         picture = paint(scene, shape)
@@ -94,11 +90,11 @@ def test_hand_set_encoder_is_an_average_pooling() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[float]]]:
     """A folder after a decoder training of two steps and a UNet training of 36, interrupted once."""
     folder = tmp_path_factory.mktemp("demo")
-    common = ["--folder", str(folder), "--pictures", "32", "--lite", "--threads", "1", "--minutes", "5"]
+    common = ["--folder", str(folder), "--pictures", "32", "--threads", "1", "--minutes", "5"]
     threads = torch.get_num_threads()
     try:
         train_decoder.train(train_decoder.parse_options([*common, "--steps", "2"]))
-        words = [*common, "--batch", "4", "--lr", "0.01"]
+        words = [*common, "--preset", "xs", "--batch", "4", "--lr", "0.01"]
         train_unet.train(train_unet.parse_options([*words, "--steps", "4"]))
         rows = train_unet.train(train_unet.parse_options([*words, "--steps", "36"]))
     finally:
@@ -112,7 +108,7 @@ def test_training_learns_and_resumes(trained: tuple[Path, list[list[float]]]) ->
     assert [row[0] for row in rows] == [4, 36], "the second run went on where the first one stopped"
     assert rows[1][1] >= rows[0][1], "the clock went on too"
     assert rows[1][2] < 0.9 * rows[0][2], "v-MSE fell"
-    assert 0 < rows[0][-1] < rows[1][-1] < 36 * 4, "batches of larger pictures are smaller"
+    assert 4 * 4 < rows[0][-1] < rows[1][-1], "the first lessons have more small pictures than large ones"
 
 
 def test_trained_pipeline_opens_plainly(trained: tuple[Path, list[list[float]]]) -> None:
@@ -132,7 +128,7 @@ def test_a_training_starts_from_another_pipeline(trained: tuple[Path, list[list[
     for part in trained[0].iterdir():
         if part.suffix in (".json", ".npy"):
             (tmp_path / part.name).symlink_to(part)
-    words = ["--folder", str(tmp_path), "--pictures", "32", "--lite", "--threads", "1", "--batch", "2"]
+    words = ["--folder", str(tmp_path), "--pictures", "32", "--threads", "1", "--batch", "2"]
     rows = train_unet.train(train_unet.parse_options([*words, "--steps", "1", "--start-from", str(MODEL)]))
     assert rows[0][2] < 0.5, "a model that begins anew would have a v-MSE of about 1"
     for name in ("unet", "vae"):
@@ -143,10 +139,10 @@ def test_a_training_starts_from_another_pipeline(trained: tuple[Path, list[list[
 
 
 def test_lessons_come_in_every_shape_and_tell_their_size(trained: tuple[Path, list[list[float]]]) -> None:
-    lots = open_scenes(trained[0], 32, lite=True)
+    lots = open_scenes(trained[0], 32)
     lessons = Lessons(trained[0], lots, "cpu", 0)
     drawn, true = set(), []
-    for batch in (lessons.draw(8) for _ in range(150)):
+    for batch in (lessons.draw(8, share) for share in np.linspace(0, 1, 200)):
         height, width = (8 * side for side in batch.latents.shape[2:])
         drawn.add((height, width))
         assert torch.equal(batch.sizes[:, 2:4], torch.zeros(len(batch.latents), 2))
@@ -160,8 +156,8 @@ def test_lessons_come_in_every_shape_and_tell_their_size(trained: tuple[Path, li
 
 
 def test_another_training_set_is_refused(trained: tuple[Path, list[list[float]]]) -> None:
-    with pytest.raises(ValueError, match="holds 32 pictures of the lite grammar"):
-        open_scenes(trained[0], 64, lite=True)
+    with pytest.raises(ValueError, match="holds 32 pictures"):
+        open_scenes(trained[0], 64)
 
 
 def test_processes_that_train_together_end_with_one_model() -> None:

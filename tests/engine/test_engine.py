@@ -108,7 +108,7 @@ def test_events_and_resting_ranks() -> None:
     assert [step.step for step in steps] == list(range(8))
     assert all(step.steps == 8 and step.compute_ms > 0 and step.wait_ms >= 0 and step.sent_bytes > 0 for step in steps)
     assert [step.change is None for step in steps] == [True] + [False] * 7
-    assert steps[1].change > 3 * steps[-1].change > 0  # neighbouring steps are nearly alike: why displacement works
+    assert steps[1].change > 1.5 * steps[-1].change > 0  # neighbouring steps are nearly alike: why displacement works
     assert set(first[0][2]) == {"text", "denoise", "decode"}
     assert second[0][0] is None
     # One device: rank 0 does everything, and the other says that it rests.

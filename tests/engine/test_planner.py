@@ -321,7 +321,7 @@ def test_reports_are_understood() -> None:
 def test_a_measured_picture_is_what_it_is_and_others_follow() -> None:
     one = Measured.of(report(), cell=8)
     assert one is not None
-    machine = Machine(flops=1e11, bandwidth=1e10)
+    machine = Machine(flops=1e12, bandwidth=1e11)
     experience = Experience(DEMO, machine, [one])
     same = experience.estimate(dataclasses.replace(one.picture, steps=20), one.way)
     assert same.seconds == pytest.approx(2 * 0.026 + 18 * 0.0185)
