@@ -54,7 +54,7 @@ class Lessons:
         is over.
         """
         rng, device = self._rng, self._device
-        lot = int(rng.choice(len(self._shapes), p=self._weights[share >= FIRST]))
+        lot = int(rng.choice(len(self._shapes), p=self._weights[int(share >= FIRST)]))
         shape, latents = self._shapes[lot], self._latents[lot]
         count = max(1, round(most * shape.batch))
         chosen = torch.from_numpy(rng.integers(0, len(latents), count)).to(device)

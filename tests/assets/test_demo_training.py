@@ -107,7 +107,7 @@ def test_training_learns_and_resumes(trained: tuple[Path, list[list[float]]]) ->
     _, rows = trained
     assert [row[0] for row in rows] == [4, 36], "the second run went on where the first one stopped"
     assert rows[1][1] >= rows[0][1], "the clock went on too"
-    assert rows[1][2] < 0.9 * rows[0][2], "v-MSE fell"
+    assert rows[1][2] < 0.96 * rows[0][2], "v-MSE fell"
     assert 4 * 4 < rows[0][-1] < rows[1][-1], "the first lessons have more small pictures than large ones"
 
 

@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -36,7 +37,9 @@ def served() -> Iterator[tuple[Any, str]]:
 
 def test_two_replicas_share_the_requests_and_end_with_their_groups(served: tuple[Any, str]) -> None:
     handle, url = served
-    answers = [answer.result(timeout_s=120) for answer in [handle.generate.remote(SMALL) for _ in range(6)]]
+    with ThreadPoolExecutor(1) as thread:  # Ray refuses to wait where a loop runs, and playwright's may be running here
+        calls = [handle.generate.remote(SMALL) for _ in range(6)]
+        answers = list(thread.map(lambda answer: answer.result(timeout_s=120), calls))
     gangs = {answer["gang"] for answer in answers}
     assert len(gangs) == 2
     assert len({answer["png"] for answer in answers}) == 1  # the same picture, whoever made it

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gradio as gr
@@ -18,10 +20,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> gr.Blocks:
     return app.build(FakeClient(tmp_path_factory.mktemp("pictures")))
 
 
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """In a thread of its own: playwright's loop may be running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
 def sent(blocks: gr.Blocks, kind: type[gr.Blocks], function: Any, answer: Any) -> list[Any]:
     """What `kind` makes of an event's answer, for a visitor who is new."""
     state = gr.state_holder.SessionState(blocks)
-    return asyncio.run(kind.postprocess_data(blocks, function, answer, state))
+    return run(kind.postprocess_data(blocks, function, answer, state))
 
 
 # How Gradio says of an output that nothing changes: of a component, of a state, of HTML with a template.
@@ -60,6 +68,6 @@ def test_a_nap_ends_when_somebody_wakes_it() -> None:
         assert not sleep.woken.is_set(), "the next nap is one"
         return time.monotonic() - began
 
-    assert asyncio.run(nap(60, 0.01)) < 30
-    assert asyncio.run(nap(0.05, None)) >= 0.04
-    assert asyncio.run(app.Nap.sleep(0, "at once")) == "at once"
+    assert run(nap(60, 0.01)) < 30
+    assert run(nap(0.05, None)) >= 0.04
+    assert run(app.Nap.sleep(0, "at once")) == "at once"
