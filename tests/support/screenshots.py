@@ -17,8 +17,8 @@ from tests.support.browser import DESKTOP, PHONE, Visitor, find_chromium
 from tests.support.real_app import ROOT, real_app
 from tests.support.states import PROMPT, fake_page, walk
 
-SEED = 6
-HANDLE = 0.62  # where the slider stands: naive patches' two towers on its left, DistriFusion's one on its right
+SEED = 5
+HANDLE = 0.62  # where the slider stands: naive patches' two suns on its left, DistriFusion's lighthouse on its right
 SHOTS: dict[str, dict[str, Any]] = {
     "desktop": {"size": (DESKTOP[0], 960)},
     "phone": {"size": PHONE},
