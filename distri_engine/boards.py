@@ -6,9 +6,6 @@ what its peers read in step t + 1, and writes there again in step t + 2. Nobody 
 step ends with a meeting: a rank's output leaves when its layers are done, and the next step begins when all outputs
 have met. So what was written in step t is there in step t + 1, and what is read in step t + 1 has been read when step
 t + 2 begins.
-
-Keys and values have places as large as the picture, in which the own ones stand where they stand in the picture: once
-the peers' have been copied into the gaps, attention reads from there.
 """
 
 from __future__ import annotations
@@ -18,35 +15,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from distri_engine.buckets import Bucket, Item, Letter, Parcel, Swap, letters, room, views
+from distri_engine.buckets import Bucket, Letter, Parcel, Swap, letters, room, views
 from distri_engine.mesh import Pending
-from distri_engine.slots import GatherSlot
 
 if TYPE_CHECKING:
     from distri_engine.exchange import Exchange
     from distri_engine.slots import Slot
 
 _SIDES = (0, 1)
-
-
-class Sheet:
-    """A place for the keys or values of the whole picture, and each patch index's part of it."""
-
-    def __init__(self, whole: torch.Tensor, places: Sequence[slice]) -> None:
-        """whole: [B, all tokens, C]."""
-        self.whole = whole
-        with torch.inference_mode(False):  # like `whole`, which serves pictures in and out of inference mode
-            self.parts = [whole[:, place] for place in places]
-
-
-def _wide(items: Sequence[Item], patch: int) -> list[Item]:
-    """`items` of patch index `patch`, as large as their places are."""
-    return [
-        (parcel, (shape[0], parcel.slot.places(shape[1], patch)[-1].stop, shape[2]))
-        if isinstance(parcel.slot, GatherSlot)
-        else (parcel, shape)
-        for parcel, shape in items
-    ]
 
 
 class BoardBucket(Bucket):
@@ -66,7 +42,6 @@ class BoardBucket(Bucket):
         self._inboxes: tuple[dict[Slot, dict[int, torch.Tensor]], ...] = tuple(
             {parcel.slot: {} for parcel in parcels} for _ in _SIDES
         )
-        self._sheets: tuple[dict[GatherSlot, Sheet], ...] = tuple({} for _ in _SIDES)
         self._side = 0  # that is written in this step
         self._news: int | None = None  # the side that was launched and not yet shown to the slots
         self._signals: list[Pending] = []
@@ -79,32 +54,24 @@ class BoardBucket(Bucket):
         """Take places on the board, and learn those of the peers."""
         offsets: dict[int, torch.Tensor] = {}
         for peers, items in letter.out.items():
-            wide = _wide(items, exchange.patch)
-            size = room(wide)
+            size = room(items)
             offset, flat = self._mesh.take_place(2 * size)
             self._places.append((offset, 2 * size))
-            self._written += len(peers) * room(items)
-            for side in _SIDES:
-                for (slot, view), (_, shape) in zip(views(flat[side * size :], wide), items, strict=True):
-                    if isinstance(slot, GatherSlot):
-                        sheet = Sheet(view, slot.places(shape[1], exchange.patch))
-                        self._sheets[side][slot] = sheet
-                        view = sheet.parts[exchange.patch]
-                    self._outboxes[side][slot].append(view)
+            self._written += len(peers) * size
+            for side, outbox in zip(_SIDES, self._outboxes, strict=True):
+                for slot, view in views(flat[side * size :], items):
+                    outbox[slot].append(view)
             offsets |= dict.fromkeys(peers, torch.tensor([offset]))
         theirs = {peer: torch.empty(1, dtype=torch.int64) for peer in letter.into}
         metered = self._mesh.meter.sent_bytes
         exchange.swap(offsets, theirs).wait()
         self._mesh.meter.sent_bytes = metered  # that was no payload
         for peer, items in letter.into.items():
-            wide = _wide(items, peer)
-            size = room(wide)
+            size = room(items)
             flat = self._mesh.look(exchange.rank_of(peer), int(theirs[peer]), 2 * size)
-            for side in _SIDES:
-                for (slot, view), (_, shape) in zip(views(flat[side * size :], wide), items, strict=True):
-                    if isinstance(slot, GatherSlot):
-                        view = Sheet(view, slot.places(shape[1], peer)).parts[peer]
-                    self._inboxes[side][slot][peer] = view
+            for side, inbox in zip(_SIDES, self._inboxes, strict=True):
+                for slot, view in views(flat[side * size :], items):
+                    inbox[slot][peer] = view
 
     def open(self) -> None:
         """A stale step begins. If the peers have written for it, slots write by themselves until `shut`; in a picture's
@@ -119,9 +86,6 @@ class BoardBucket(Bucket):
     def _show(self) -> None:
         for slot, places in self._outboxes[self._side].items():
             slot.outbox = places
-        for slot, sheet in self._sheets[self._side].items():
-            slot.sheet = sheet.whole
-            slot.blanks = {peer: sheet.parts[peer] for peer in self._exchange.peers}
 
     def shut(self) -> None:
         """The layers are done: the peers may read."""
@@ -133,8 +97,6 @@ class BoardBucket(Bucket):
         self._open = False
         for parcel in self.parcels:
             parcel.slot.outbox = None
-            if isinstance(parcel.slot, GatherSlot):
-                parcel.slot.sheet, parcel.slot.blanks = None, {}
 
     def put(self, slot: Slot, message: Sequence[torch.Tensor]) -> bool:
         """Write what `slot` says, one tensor for each of its outgoing ones; True when everything is written."""
@@ -180,6 +142,4 @@ class BoardBucket(Bucket):
 
     def outgoing_bytes(self, slot: Slot) -> int:
         """Bytes written here for what `slot` sends, of even and odd steps; a payload for everybody is kept once."""
-        if isinstance(slot, GatherSlot):
-            return sum(sheets[slot].whole.nbytes for sheets in self._sheets if slot in sheets)
         return sum(view.nbytes for outbox in self._outboxes for view in outbox.get(slot, []))

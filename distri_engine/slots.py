@@ -6,7 +6,6 @@ and messages are exchange.py's business.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -155,18 +154,6 @@ class GatherSlot(Slot):
     kind = 0
     fresh_in = frozenset({SyncMode.FULL_SYNC})
 
-    def __init__(self, exchange: Exchange) -> None:
-        super().__init__(exchange)
-        # [B, all tokens, C], and the peers' places in it: while own tokens are written where they stand in the picture.
-        self.sheet: torch.Tensor | None = None
-        self.blanks: dict[int, torch.Tensor] = {}
-
-    def places(self, tokens: int, patch: int) -> list[slice]:
-        """Where everybody's tokens stand in the picture, if patch index `patch` has `tokens`."""
-        rows = self.exchange.rows
-        ends = list(accumulate((tokens * each // rows[patch] for each in rows), initial=0))
-        return [slice(*pair) for pair in pairwise(ends)]
-
     def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
         return [(self.exchange.peers, payload)]
 
@@ -182,16 +169,6 @@ class GatherSlot(Slot):
         exchange = self.exchange
         exchange.watch(self, x)
         self.update(x)
-        if self.sheet is not None:
-            if exchange.config.mode is SyncMode.EXTRAPOLATED:  # what the peers read there is not x
-                return self._whole(x)
-            for peer, blank in self.blanks.items():
-                blank.copy_(self.received[peer])
-            return self.sheet
-        return self._whole(x)
-
-    def _whole(self, x: torch.Tensor) -> torch.Tensor:
-        exchange = self.exchange
         return torch.cat([x if p == exchange.patch else self.arrived(p, x) for p in range(exchange.patches)], dim=1)
 
 

@@ -19,6 +19,7 @@ PUBLISHED = {"sdxl": "sdxl_base_unet.json", "sd15": "sd15_unet.json"}
 PUBLISHED_VAES = {"sdxl": "sdxl_base_vae.json", "sd15": "sd15_vae.json"}
 VAE_SCALE = 8  # pixels a latent cell; of every Stable Diffusion VAE
 TEXT_TOKENS = 77  # what CLIP's text encoders give
+PARTS = {UNet2DConditionModel: "UNet", AutoencoderKL: "autoencoder"}
 _TIME_IDS = 6  # of SDXL: original size, crop, target size
 
 
@@ -48,12 +49,9 @@ def vae_on_meta(model: str, dtype: torch.dtype) -> AutoencoderKL:
 
     Raises ValueError if its settings cannot be read or make none.
     """
-    config = _config(model, "vae", PUBLISHED_VAES, AutoencoderKL)
-    try:
-        with torch.device("meta"):
-            vae = AutoencoderKL.from_config(config)
-    except Exception as error:
-        raise ValueError(f"the vae/config.json of {model} makes no autoencoder: {error}; fetch it again") from None
+    vae: AutoencoderKL = _empty(
+        AutoencoderKL, _config(model, "vae", PUBLISHED_VAES, AutoencoderKL), f"vae/config.json of {model}"
+    )
     if dtype == torch.float16 and vae.config.force_upcast:
         dtype = torch.float32
     return nn.Module.to(vae, dtype).eval()
@@ -66,12 +64,16 @@ def unet_on_meta(model: str, dtype: torch.dtype) -> UNet2DConditionModel:
 
 def unet_of(config: dict[str, Any], dtype: torch.dtype, *, name: str) -> UNet2DConditionModel:
     """A UNet of these settings, those of model `name`, without weights. Raises ValueError if they make none."""
+    unet: UNet2DConditionModel = _empty(UNet2DConditionModel, config, f"unet/config.json of {name}")
+    return nn.Module.to(unet, dtype).eval()  # diffusers' own `to` prints advice about loading
+
+
+def _empty(kind: Any, config: dict[str, Any], file: str) -> Any:
     try:
         with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(config)
+            return kind.from_config(config)
     except Exception as error:  # diffusers checks little of what a file says before it computes with it
-        raise ValueError(f"the unet/config.json of {name} makes no UNet: {error}; fetch it again") from None
-    return nn.Module.to(unet, dtype).eval()  # diffusers' own `to` prints advice about loading
+        raise ValueError(f"the {file} makes no {PARTS[kind]}: {error}; fetch it again") from None
 
 
 def unet_inputs(unet: UNet2DConditionModel, batch: int, rows: int, cols: int) -> dict[str, Any]:
