@@ -2,8 +2,8 @@
 needs of the previous step summed up for all layers at once, when a step begins. What a message or a step is is
 boards.py's and exchange.py's business; slots.py does the same for one layer, over messages and on any device.
 
-A few dozen numbers a layer: NumPy is at them and done before torch has found its kernel, and a step has thirty such
-layers.
+A few dozen numbers a layer, of thirty layers: what can wait for the step's end is done for all of them at once, and
+what cannot takes as few calls as possible, each of which finds its code gone from the cache.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class Desk:
-    """What all layers share in a step: how moments are combined, and where a layer's sums are put down for that."""
+    """What all layers share in a step: how moments are combined, and where that is put down for one of them."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         """shape: [2, B, groups]."""
         with torch.inference_mode(False):  # it serves pictures in and out of inference mode
-            self.sums = torch.empty(shape, dtype=torch.float32)
-        self.mean, self.norm = self.sums.unbind()
-        self.seen = self.sums.numpy()
+            total = torch.empty(shape, dtype=torch.float32)
+            self.mean, self.variance = total.unbind()
+            self.total = total.unsqueeze(-1)
         self.share = 1.0  # by which own moments count
         self.corrects = False  # whether the previous average is corrected, which may leave a variance below zero
         self.bessel = False
@@ -40,31 +40,34 @@ class Desk:
 class Page:
     """One layer's moments in this step: rows of tables that hold all layers'."""
 
-    def __init__(self, desk: Desk, own: np.ndarray, rest: np.ndarray) -> None:
-        """own: [2, B, groups], to be written: mean(x) and mean(x^2) of this rank's rows. rest: what is added to it."""
-        self.desk, self.own, self.rest = desk, own, rest
-        self.mean, self.square = own
+    def __init__(self, desk: Desk, sums: torch.Tensor, rest: torch.Tensor) -> None:
+        """sums: [2, B, groups], to be written: mean(x) and |x| of this rank's rows. rest: what is added to the mean and
+        to mean(x^2). Both float32.
+        """
+        self.desk = desk
+        self.mean, self.norm = sums.unbind()
+        self.rest_mean, self.rest_square = rest.unbind()
+        self.count = 1  # numbers that a mean is of
 
-    def combine(self, x: torch.Tensor) -> np.ndarray:
-        """x: [B, C, ...], own rows -> [2, B, groups], float64: mean and variance to normalise by."""
-        desk, square = self.desk, self.square
-        flat = x.reshape(*self.mean.shape, -1)
+    def combine(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [B, C, ...], own rows -> [2, B, groups, 1]: mean and variance to normalise by, until the next call."""
+        desk, norm = self.desk, self.norm
+        mean, variance = desk.mean, desk.variance
+        flat = x.reshape(*norm.shape, -1)
+        self.count = count = flat.shape[2]
         # Two passes that read. The squares are added up in float32, which costs digits of the variance where the mean
         # is many deviations away from zero: a stale step is no exact one anyway.
-        torch.mean(flat, 2, dtype=torch.float32, out=desk.mean)
-        torch.linalg.vector_norm(flat, dim=2, dtype=torch.float32, out=desk.norm)
-        self.own[...] = desk.seen
-        square *= square
-        square /= flat.shape[2]
-        total: np.ndarray = self.own + self.rest if desk.share == 1 else self.own * desk.share + self.rest
-        mean, variance = total
-        variance -= mean * mean
-        if variance.min() < 0:  # by rounding, or by the correction: the own slice's then stands in, the mean stays
-            own = np.maximum(square - self.mean * self.mean, 0) if desk.corrects else 0
-            np.copyto(variance, own, where=variance < 0)
+        torch.mean(flat, 2, dtype=torch.float32, out=self.mean)
+        torch.linalg.vector_norm(flat, dim=2, dtype=torch.float32, out=norm)
+        torch.add(self.rest_mean, self.mean, alpha=desk.share, out=mean)
+        torch.addcmul(self.rest_square, norm, norm, value=desk.share / count, out=variance)
+        variance.addcmul_(mean, mean, value=-1)
+        if variance.min().item() < 0:  # by rounding, or by the correction: the own slice's then stands in, the mean stays
+            own = torch.addcmul(-self.mean.square(), norm, norm, value=1 / count).clamp_(min=0)
+            torch.where(variance < 0, own if desk.corrects else torch.zeros_like(own), variance, out=variance)
         if desk.bessel:  # of the own slice, as the original has it
-            variance *= flat.shape[2] / (flat.shape[2] - 1)
-        return total
+            variance.mul_(count / (count - 1))
+        return desk.total
 
 
 def fits_ledger(parcels: Sequence[Parcel]) -> bool:
@@ -83,35 +86,36 @@ class Ledger(BoardBucket):
             {peer: _table([inbox[slot][peer] for slot in self._slots]) for peer in exchange.peers}
             for inbox in self._inboxes
         ]
-        self._rest, self._now = np.zeros_like(self._outs[0]), np.zeros_like(self._outs[0])
-        self._desk = Desk(self._rest.shape[1:])
-        # For even steps, odd ones, and those in which peers read something else than own moments.
-        self._pages = [
-            [Page(self._desk, own, rest) for own, rest in zip(table, self._rest, strict=True)]
-            for table in (*self._outs, self._now)
-        ]
+        with torch.inference_mode(False):
+            sums, rest = torch.zeros(2, *self._outs[0].shape, dtype=torch.float32)
+        self._sums, self._rest = sums.numpy(), rest.numpy()
+        self._desk = Desk(self._outs[0].shape[1:])
+        self._pages = [Page(self._desk, *rows) for rows in zip(sums, rest, strict=True)]
 
     def _show(self) -> None:
         """Sum up what layers add to their own moments."""
         exchange, desk = self._exchange, self._desk
         mode, desk.share = exchange.config.mode, exchange.weights[exchange.patch]
         desk.corrects, desk.bessel = mode is SyncMode.CORRECTED_ASYNC_GN, exchange.config.bessel_correction
-        self._rest[...] = sum(exchange.weights[peer] * table for peer, table in self._ins[1 - self._side].items())
+        rest = sum(exchange.weights[peer] * table for peer, table in self._ins[1 - self._side].items())
         if desk.corrects:  # previous average + (own fresh - own previous)
-            self._rest += (desk.share - 1) * self._outs[1 - self._side]
+            rest += (desk.share - 1) * self._outs[1 - self._side]
             desk.share = 1.0
-        pages = self._pages[2 if mode is SyncMode.EXTRAPOLATED else self._side]
-        for slot, page in zip(self._slots, pages, strict=True):
+        self._rest[...] = rest
+        for slot, page in zip(self._slots, self._pages, strict=True):
             slot.page = page
 
     def shut(self) -> None:
         """The layers are done: the peers may read."""
-        if self._open and self._exchange.config.mode is SyncMode.EXTRAPOLATED:
-            self._foresee(self._now, self._outs[self._side])
+        if self._open:
+            now = self._sums.astype(np.float64)
+            now[:, 1] = np.square(now[:, 1]) / np.array([page.count for page in self._pages]).reshape(-1, 1, 1)
+            extrapolates = self._exchange.config.mode is SyncMode.EXTRAPOLATED
+            self._outs[self._side][...] = self._ahead(now) if extrapolates else now
         super().shut()
 
-    def _foresee(self, now: np.ndarray, out: np.ndarray) -> None:
-        """What `StatsSlot.message` does, for all layers at once."""
+    def _ahead(self, now: np.ndarray) -> np.ndarray:
+        """What `StatsSlot.message` does, for all layers at once. now: [layers, 2, B, groups]."""
         reach, memory = (factors[StatsSlot.kind] for factors in (self._exchange.reach, self._exchange.memory))
         mean, square = now[:, 0], now[:, 1]
         new = np.stack([mean, np.sqrt(np.maximum(square - mean * mean, 0))], 1)  # mean and deviation
@@ -122,7 +126,7 @@ class Ledger(BoardBucket):
         for slot, sent, difference in zip(self._slots, torch.from_numpy(new), torch.from_numpy(moved), strict=True):
             slot.sent, slot.moved = [sent], [difference] if memory else []
         mean, deviation = ahead[:, 0], np.maximum(ahead[:, 1], 0)
-        out[:, 0], out[:, 1] = mean, deviation * deviation + mean * mean
+        return np.stack([mean, deviation * deviation + mean * mean], 1)
 
     def _clear(self) -> None:
         super()._clear()

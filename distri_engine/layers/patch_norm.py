@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,8 +21,7 @@ class PatchGroupNorm:
         """x: [B, C, rows, W] or [B, C, tokens], own rows -> the same shape, normalised."""
         norm, slot = self.norm, self.slot
         if (page := slot.page) is not None:
-            self._scaled.statistics_for(x)
-            self._scaled.seen[...] = page.combine(x)[..., None]
+            self._scaled.statistics_for(x).copy_(page.combine(x))
             return self._scaled(x)
         if slot.alone or slot.silent:
             return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
@@ -56,7 +54,6 @@ class ScaledByChannel:
         self.norm = norm
         self._statistics = torch.empty(0)  # [2, B, groups, channels of a group], float32: mean and variance, by channel
         self._flat: tuple[torch.Tensor, ...] = ()  # the same, [B C] each
-        self.seen = np.empty(0)  # the same, of a CPU's
         self._known: tuple[object, ...] = ()
         self._affine: tuple[torch.Tensor | None, ...] = ()  # weight and bias, as `_known` says
 
@@ -69,8 +66,6 @@ class ScaledByChannel:
             with torch.inference_mode(False):  # it serves pictures in and out of inference mode
                 self._statistics = torch.empty(shape, dtype=torch.float32, device=x.device)
                 self._flat = self._statistics.view(2, -1).unbind()
-            if x.device.type == "cpu":
-                self.seen = self._statistics.numpy()
         return self._statistics
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
