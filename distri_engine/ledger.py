@@ -62,7 +62,8 @@ class Page:
         torch.add(self.rest_mean, self.mean, alpha=desk.share, out=mean)
         torch.addcmul(self.rest_square, norm, norm, value=desk.share / count, out=variance)
         variance.addcmul_(mean, mean, value=-1)
-        if variance.min().item() < 0:  # by rounding, or by the correction: the own slice's then stands in, the mean stays
+        # Below zero by rounding, or by the correction: the own slice's then stands in, the mean stays.
+        if variance.min().item() < 0:
             own = torch.addcmul(-self.mean.square(), norm, norm, value=1 / count).clamp_(min=0)
             torch.where(variance < 0, own if desk.corrects else torch.zeros_like(own), variance, out=variance)
         if desk.bessel:  # of the own slice, as the original has it

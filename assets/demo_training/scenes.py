@@ -45,11 +45,11 @@ class Shape:
 
 # The first lessons are about small pictures: what words mean and where things stand costs a quarter there.
 SHAPES = (
-    Shape(height=256, width=256, pictures=0.35, kept=0.3, first=0.35, steps=0.5, batch=1),
+    Shape(height=256, width=256, pictures=0.35, kept=0.3, first=0.35, steps=0.3, batch=1),
     Shape(height=256, width=384, pictures=0.08, kept=0.1, first=0, steps=0.1, batch=0.65),
     Shape(height=384, width=256, pictures=0.08, kept=0.1, first=0, steps=0.1, batch=0.65),
-    Shape(height=384, width=384, pictures=0.1, kept=0.1, first=0, steps=0.1, batch=0.4),
-    Shape(height=512, width=512, pictures=0.12, kept=0.1, first=0, steps=0.2, batch=0.25),
+    Shape(height=384, width=384, pictures=0.1, kept=0.1, first=0, steps=0.15, batch=0.4),
+    Shape(height=512, width=512, pictures=0.12, kept=0.1, first=0, steps=0.35, batch=0.25),
     Shape(height=128, width=128, pictures=0.27, kept=0.05, first=0.65, steps=0, batch=3),
 )
 

@@ -122,8 +122,8 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
         target = as_tensor(flipped, device)  # [B, 3, H, W]
         latents = analytic_latents(target)
         # The UNet's latents are never exact: learn to decode them with a little noise, of varying strength.
-        strength = 0.1 * torch.rand(len(latents), 1, 1, 1, device=device)
-        latents = latents + 0.03 * torch.randn_like(latents) + strength * torch.randn_like(latents)
+        strength = 0.1 * torch.rand(len(latents), 1, 1, 1, device=device).square()
+        latents = latents + 0.02 * torch.randn_like(latents) + strength * torch.randn_like(latents)
         with torch.autocast(device, torch.bfloat16, enabled=options.bfloat16 and low_precision):
             made = vae.decode(latents).sample.float()
         pixel_loss = (made - target).abs().mean()

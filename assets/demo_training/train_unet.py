@@ -148,7 +148,7 @@ class Learner:
         # al., "simple diffusion", 2023, section 2.1): it is decided at noisier steps, and has more of them here.
         strata = (torch.arange(count, device=self.device) + torch.rand(count, device=self.device)) / count
         side = (latents.shape[-2] * latents.shape[-1]) ** 0.5
-        times = (strata ** (SIDE / side) ** 0.5 * 1000).long().clamp(0, 999)
+        times = (strata ** (SIDE / side) * 1000).long().clamp(0, 999)
         noise = torch.randn_like(latents)
         power = self.signal[times].view(-1, 1, 1, 1)
         noisy = power.sqrt() * latents + (1 - power).sqrt() * noise
