@@ -48,12 +48,13 @@ class Page:
         self.mean, self.norm = sums.unbind()
         self.rest_mean, self.rest_square = rest.unbind()
         self.count = 1  # numbers that a mean is of
+        self._groups = (*self.norm.shape, -1)
 
     def combine(self, x: torch.Tensor) -> torch.Tensor:
         """x: [B, C, ...], own rows -> [2, B, groups, 1]: mean and variance to normalise by, until the next call."""
         desk, norm = self.desk, self.norm
         mean, variance = desk.mean, desk.variance
-        flat = x.reshape(*norm.shape, -1)
+        flat = x.reshape(self._groups)
         self.count = count = flat.shape[2]
         # Two passes that read. The squares are added up in float32, which costs digits of the variance where the mean
         # is many deviations away from zero: a stale step is no exact one anyway.
@@ -105,6 +106,8 @@ class Ledger(BoardBucket):
         self._rest[...] = rest
         for slot, page in zip(self._slots, self._pages, strict=True):
             slot.page = page
+            if slot.ready is not None:
+                slot.ready()
 
     def shut(self) -> None:
         """The layers are done: the peers may read."""

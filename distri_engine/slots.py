@@ -6,6 +6,7 @@ and messages are exchange.py's business.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -183,6 +184,7 @@ class StatsSlot(Slot):
         super().__init__(exchange)
         self.own: torch.Tensor | None = None  # own moments of the previous step
         self.page: Page | None = None  # in a step for which the exchange's ledger has one: instead of `trade`
+        self.ready: Callable[[], None] | None = None  # to be called before such a step: what the layer can do by then
 
     def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
         return [(self.exchange.peers, payload)]

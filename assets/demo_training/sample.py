@@ -18,14 +18,18 @@ from diffusers import (
 from PIL import Image
 
 PROMPTS = (
-    "a red sun setting over blue mountains at sunset",
-    "a white lighthouse on green hills under a starry night sky",
-    "a yellow sailboat on the sea at sunset with an orange sun",
     "a red house with a blue roof in a snowy field on a clear day",
-    "a blue house on green hills at sunset",
-    "a red lighthouse by the sea on a clear day with a yellow sun",
+    "a yellow sailboat on the sea at sunset with an orange sun",
+    "a white lighthouse on green hills under a starry night sky",
+    "a grey castle with purple towers on green hills at sunset under a clear sky",
+    "a blue rocket above snowy brown mountains in the evening with a red sun",
+    "a purple hot air balloon over the ocean in a storm in heavy rain",
+    "an orange windmill on yellow fields in the early morning",
+    "a red giant mushroom with white dots on green hills on a cloudy day",
+    "a pink tree in a snowy field at dawn, snow is falling",
     "a white moon over purple mountains at night",
-    "a blue sailboat on a calm sea at night with a white moon",
+    "a yellow house in the desert on a clear day with a yellow sun",
+    "a green castle by the sea at night with a white moon, fog",
 )
 SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpm-solver": DPMSolverMultistepScheduler}
 COLUMNS = 4
@@ -39,7 +43,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scheduler", choices=SCHEDULERS, default="ddim")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=5.0)
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others follow")
     return parser.parse_args(arguments)
 
@@ -48,18 +52,19 @@ def main(options: argparse.Namespace) -> None:
     """Make the sheet."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(options.pipeline, dtype=torch.float32)
     pipeline.scheduler = SCHEDULERS[options.scheduler].from_config(pipeline.scheduler.config)
+    height, width = options.size
     rows = -(-len(PROMPTS) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * options.size, rows * options.size))
+    sheet = Image.new("RGB", (COLUMNS * width, rows * height))
     for index, prompt in enumerate(PROMPTS):
         picture = pipeline(
             prompt,
-            height=options.size,
-            width=options.size,
+            height=height,
+            width=width,
             num_inference_steps=options.steps,
             guidance_scale=options.guidance_scale,
             generator=torch.Generator().manual_seed(options.seed + index),
         ).images[0]
-        sheet.paste(picture, (index % COLUMNS * options.size, index // COLUMNS * options.size))
+        sheet.paste(picture, (index % COLUMNS * width, index // COLUMNS * height))
     sheet.save(options.output)
 
 

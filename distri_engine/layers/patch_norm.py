@@ -16,13 +16,14 @@ class PatchGroupNorm:
         self.norm = norm
         self.slot = slot
         self._scaled = ScaledByChannel(norm)
+        slot.ready = self._scaled.refresh
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [B, C, rows, W] or [B, C, tokens], own rows -> the same shape, normalised."""
         norm, slot = self.norm, self.slot
         if (page := slot.page) is not None:
             self._scaled.statistics_for(x).copy_(page.combine(x))
-            return self._scaled(x)
+            return self._scaled.apply(x)
         if slot.alone or slot.silent:
             return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
         own = (quick_moments if slot.stale else moments)(x, norm.num_groups)
@@ -55,7 +56,7 @@ class ScaledByChannel:
         self._statistics = torch.empty(0)  # [2, B, groups, channels of a group], float32: mean and variance, by channel
         self._flat: tuple[torch.Tensor, ...] = ()  # the same, [B C] each
         self._known: tuple[object, ...] = ()
-        self._affine: tuple[torch.Tensor | None, ...] = ()  # weight and bias, as `_known` says
+        self._affine: tuple[torch.Tensor | None, ...] = (None, None)  # weight and bias, [B C], as `_known` says
 
     def statistics_for(self, x: torch.Tensor) -> torch.Tensor:
         """Where to write them for x: [B, C, ...]."""
@@ -66,32 +67,37 @@ class ScaledByChannel:
             with torch.inference_mode(False):  # it serves pictures in and out of inference mode
                 self._statistics = torch.empty(shape, dtype=torch.float32, device=x.device)
                 self._flat = self._statistics.view(2, -1).unbind()
+            self.refresh()
         return self._statistics
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [B, C, ...] -> the same shape."""
+        self.refresh()
+        return self.apply(x)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """The same, with weight and bias as `refresh` has found them."""
         mean, variance = self._flat
-        weight, bias = self._for_batch(x.shape[0])
-        flat = x.reshape(1, len(mean), -1)
+        weight, bias = self._affine
         cudnn = torch.backends.cudnn.enabled  # as F.batch_norm calls it
-        y = torch.batch_norm(flat, weight, bias, mean, variance, False, 0.0, self.norm.eps, cudnn)
-        return y.view(x.shape)
+        flat = x.reshape(1, len(mean), -1)
+        return torch.batch_norm(flat, weight, bias, mean, variance, False, 0.0, self.norm.eps, cudnn).view(x.shape)
 
     @property
     def kept(self) -> tuple[torch.Tensor, ...]:
         """Memory that a call reads."""
         return (self._statistics, *(each for each in self._affine if each is not None))
 
-    def _for_batch(self, batch: int) -> tuple[torch.Tensor | None, ...]:
-        """Weight and bias, repeated for every picture of the batch: [B C], float32. Kept until one of them changes."""
+    def refresh(self) -> None:
+        """Repeat weight and bias for every picture of the batch, in float32, if one of them is not what it was."""
         weight, bias = self.norm._parameters["weight"], self.norm._parameters["bias"]
         if weight is None or bias is None:
-            return None, None  # GroupNorm has both or neither
+            return  # GroupNorm has both or neither
+        batch = self._statistics.shape[1] if self._flat else 0
         known = (batch, weight.data_ptr(), weight._version, weight.dtype, bias.data_ptr(), bias._version)
         if self._known != known:
             self._known = known
             self._affine = tuple(each.detach().float().repeat(batch) for each in (weight, bias))
-        return self._affine
 
 
 def moments(x: torch.Tensor, groups: int) -> torch.Tensor:
