@@ -1,5 +1,6 @@
 """The flaws of made pictures, laid over drawn ones, so that the judge looks at what a picture shows and not at how
-cleanly it is drawn: soft shapes, blur, blotches, noise, tinted light, JPEG's blocks.
+cleanly it is drawn: soft shapes, blur, blotches, noise, tinted light, JPEG's blocks, and what the embedded model's
+decoder makes of latents that are not quite right.
 """
 
 from __future__ import annotations
@@ -9,7 +10,13 @@ import io
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from PIL import Image
+
+from assets.demo_training.hand_set_vae import analytic_latents
+
+ENLARGED = 160  # side at which pictures are encoded
+UNSURE = 0.08  # most that latents are off by, standard deviation
 
 
 def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
@@ -17,6 +24,20 @@ def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer))
+
+
+@torch.no_grad()
+def decoded(vae: AutoencoderKL, pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`pictures`, [B, H, W, 3], uint8, as latents of theirs come back from `vae`: flakes of snow and drops of rain are
+    larger and softer in pictures that the model makes.
+    """
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents = analytic_latents(F.interpolate(x, (ENLARGED, ENLARGED), mode="bicubic", align_corners=False).clamp(-1, 1))
+    strength = torch.from_numpy(rng.uniform(0, UNSURE, (len(x), 1, 1, 1))).float()
+    noise = torch.from_numpy(rng.standard_normal(latents.shape)).float()
+    made = vae.decode(latents + strength * noise).sample
+    made = F.interpolate(made, x.shape[-2:], mode="area").clamp(-1, 1)
+    return ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def flawed(pictures: torch.Tensor) -> torch.Tensor:

@@ -15,14 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from assets.demo_judge.drawing import ANSWERS, UNKNOWN, examples
-from assets.demo_judge.flaws import flawed, jpeg
+from assets.demo_judge.flaws import decoded, flawed, jpeg
 from distri_engine.evaluation.judge import HEADS_KEY, SIDE, Judge, load_judge
 
 TRAINING_SEED, TEST_SEED = 7_001, 7_002  # of the drawings; neither is one of assets/demo_training's
 JPEGS = 0.3  # share of pictures that went through JPEG
+DECODED = 0.25  # and of those that went through the embedded model's autoencoder
+MODEL = Path(__file__).resolve().parents[1] / "demo_model"
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,6 +48,10 @@ def lessons(folder: Path, name: str, seed: int, count: int) -> tuple[np.ndarray,
         folder.mkdir(parents=True, exist_ok=True)
         pictures, answers = examples(seed, count)
         rng = np.random.default_rng(seed + 1)
+        vae = AutoencoderKL.from_pretrained(MODEL, subfolder="vae", dtype=torch.float32)
+        for some in np.array_split(np.flatnonzero(rng.random(count) < DECODED), -(-count // 20)):
+            if len(some):
+                pictures[some] = decoded(vae, pictures[some], rng)
         for index in np.flatnonzero(rng.random(count) < JPEGS):
             pictures[index] = jpeg(pictures[index], int(rng.integers(30, 91)))
         drawing = file.with_suffix(".tmp.npz")

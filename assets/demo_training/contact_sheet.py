@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-COLUMNS = ("single", "patch-2", "patch-4", "extrapolated-4", "naive-2", "naive-4")
-TITLES = ("one device", "DistriFusion, 2", "DistriFusion, 4", "extrapolated, 4", "naive, 2", "naive, 4")
+COLUMNS = ("single", "patch-2", "patch-4", "naive-2", "naive-4")
+TITLES = ("one device", "DistriFusion, 2", "DistriFusion, 4", "naive, 2", "naive, 4")
 HEADER, GAP = 16, 2  # pixels
 
 
@@ -26,7 +26,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--titles", nargs="+", default=TITLES)
     parser.add_argument("--count", type=int, default=32, help="captions, the first ones")
     parser.add_argument("--blocks", type=int, default=2, help="captions beside each other")
-    parser.add_argument("--side", type=int, default=104, help="pixels of a picture on the sheet")
+    parser.add_argument("--side", type=int, default=124, help="pixels of a picture on the sheet")
     parser.add_argument("--quality", type=int, default=76)
     return parser.parse_args(arguments)
 

@@ -11,7 +11,11 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from safetensors import safe_open
 
+from assets.demo_training.reconstructions import reconstruct, strip
+from assets.demo_training.train_decoder import HELD_OUT
+
 FOLDER = Path(__file__).parents[2] / "assets" / "demo_model"
+LINES = 0.4  # of the contrast of thin lines, what is left
 UNKNOWN_WORDS = "a zebra in Zürich, 日本! 42"
 
 
@@ -71,6 +75,13 @@ def test_tokenizers_pad_as_sdxl(pipeline: StableDiffusionXLPipeline) -> None:
     assert pipeline.tokenizer.pad_token_id == pipeline.tokenizer.eos_token_id == len(pipeline.tokenizer) - 1
     assert pipeline.tokenizer_2.pad_token_id == 0
     assert len(pipeline.tokenizer(UNKNOWN_WORDS).input_ids) > 10, "unknown words become bytes"
+
+
+def test_the_autoencoder_keeps_scenes_and_their_lines(pipeline: StableDiffusionXLPipeline) -> None:
+    result = reconstruct(pipeline.vae, HELD_OUT)
+    assert result.psnr > 32
+    assert result.lines > LINES
+    assert strip(result, 3).size == (3 * 256, 2 * 256)
 
 
 def test_model_card() -> None:
