@@ -17,7 +17,7 @@ def test_extrapolated_is_nearer_to_one_device(measured: Callable[[str], None]) -
         measured(f"PSNR of the final latents, 4 ranks, 10 steps, {mode}: {row.median:.1f} dB, worst {row.worst:.1f} dB")
     corrected, stale, extrapolated = rows
     assert extrapolated.median > max(corrected.median, stale.median) + 2
-    assert extrapolated.worst > max(corrected.worst, stale.worst) + 2
+    assert extrapolated.worst > max(corrected.worst, stale.worst) + 1
 
 
 def test_naive_patches_are_not_near(measured: Callable[[str], None]) -> None:

@@ -196,7 +196,7 @@ def test_who_fails_ends_the_benchmark(
 def test_ending_the_command_ends_everybody(tmp_path: Path) -> None:
     code = "import sys; from launcher import benchmark_crew, __main__\n"
     code += f"benchmark_crew.WORKER = {TOY!r}; __main__.main(sys.argv[1:])"
-    words = [*toy_options(tmp_path, "slow 200"), "--baseline", "none"]
+    words = [*toy_options(tmp_path, "slow 200"), "--baseline", "none", "--test-times", "1000"]
     with contextlib.ExitStack() as stack:
         started = {}
         for how in (signal.SIGKILL, signal.SIGINT):  # side by side

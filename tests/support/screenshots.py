@@ -15,10 +15,10 @@ from playwright.sync_api import sync_playwright
 
 from tests.support.browser import DESKTOP, PHONE, Visitor, find_chromium
 from tests.support.real_app import ROOT, real_app
-from tests.support.states import PROMPT, fake_page, walk
+from tests.support.states import fake_page, walk
 
-SEED = 5
-HANDLE = 0.62  # where the slider stands: naive patches' two suns on its left, DistriFusion's lighthouse on its right
+PROMPT, SEED = "a yellow sailboat on the sea at sunset with an orange sun", 4
+HANDLE = 0.58  # where the slider stands: naive patches on its left, DistriFusion's sailboat on its right
 SHOTS: dict[str, dict[str, Any]] = {
     "desktop": {"size": (DESKTOP[0], 960)},
     "phone": {"size": PHONE},
