@@ -1,4 +1,4 @@
-"""Trains the judge on scenes drawn for it, and writes its weights: about five minutes of one core.
+"""Trains the judge on scenes drawn for it, and writes its weights: about a quarter of an hour of one core.
 
     python -m assets.demo_judge.train --output assets/demo_judge/judge.safetensors
 

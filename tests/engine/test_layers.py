@@ -158,6 +158,26 @@ def test_moments_of_stale_steps(scale: float, shift: float) -> None:
     assert relative(half, exact) < 1e-3
 
 
+def test_changed_weights_are_seen_when_a_step_begins() -> None:
+    from distri_engine.exchange import Exchange
+    from distri_engine.layers.patch_norm import PatchGroupNorm
+    from distri_engine.ledger import Desk, Page
+    from distri_engine.mesh import Mesh
+    from distri_engine.step import StepClock
+
+    norm, x = nn.GroupNorm(4, 8), torch.randn(2, 8, 6, 5)
+    slot = Exchange(Mesh(0, 1, torch.device("cpu")), StepClock()).stats()
+    layer, sums = PatchGroupNorm(norm, slot), torch.zeros(2, 2, 4)
+    assert slot.ready is not None
+    with torch.no_grad():
+        for batch in (x, x, x * 3 + 1):  # the second time weights are others, in place
+            slot.page = Page(Desk((2, 2, 4)), sums, torch.zeros_like(sums))
+            slot.ready()  # as the ledger calls it
+            assert relative(layer(batch), norm(batch)) < 1e-6
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.normal_()
+
+
 def test_text_projection_is_computed_once_a_picture() -> None:
     from distri_engine.layers.once import Once
     from distri_engine.step import StepClock
