@@ -61,6 +61,11 @@ def measure(words: argparse.Namespace) -> dict[str, Any]:
     compiled = _compiled(words.compile)
     graphs = switches("cuda_graph", words.cuda_graph) if device.type == "cuda" else [False]
     guided = words.guidance_scale > 1
+    if words.model is not None:
+        raise ValueError(
+            f"--model {words.model[:200]} has no use with --share-of, which takes a model's shapes and random weights; "
+            "name it by --random-weights"
+        )
     model = words.random_weights or "sdxl"
     unet, vae = (open_(model, getattr(torch, name)) for open_ in (unet_on_meta, vae_on_meta))
     sizes = _sizes(words)
