@@ -2,17 +2,12 @@
 picture is made in the launcher.
 """
 
-import asyncio
 import html
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from copy import copy
 from functools import partial
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from launcher import limits, rank, start
@@ -21,13 +16,11 @@ from launcher.client import Client
 from launcher.journal import data_folder
 from launcher.png import PICTURES
 from launcher.schema import Refused, Status
-from launcher.web import bundle, cards, endpoints, header, lanes, manual, probes, settings, skeletons, stage
+from launcher.web import cards, endpoints, gradio_inside, header, lanes, manual, routes, settings, skeletons, stage
 from launcher.web.visit import NO_RUN, VIEWS, Frame, Props, Visits
 
 if TYPE_CHECKING:
     import gradio as gr
-    from starlette.middleware import Middleware
-    from starlette.routing import Route
 
 Page = dict[str, Any]  # the components by name
 
@@ -82,7 +75,7 @@ def build(client: Client) -> "gr.Blocks":
     import gradio as gr  # two seconds and 100 MB, which only rank 0 needs
 
     options: dict[str, Any] = {"fill_width": True, "analytics_enabled": False, "delete_cache": (3600, 3600)}
-    with blocks_of_few_words()(title=skeletons.TITLE, **options) as demo:
+    with gradio_inside.blocks_of_few_words()(title=skeletons.TITLE, **options) as demo:
         page: Page = {
             "browser": gr.BrowserState({"visitor": "", "ids": []}, **STORAGE),
             "current": gr.State(NO_RUN),
@@ -99,7 +92,7 @@ def build(client: Client) -> "gr.Blocks":
         wire(page, demo, Visits(client, auto, rate))
         publish(client, auto, rate)
     demo.queue(max_size=20)
-    wake_by_events(demo._queue)
+    gradio_inside.wake_by_events(demo._queue)
     return demo
 
 
@@ -216,71 +209,6 @@ def work(client: Client) -> Page:
 def switch(names: list[str], elem_id: str, label: str) -> "gr.Radio":
     """A row of tabs."""
     return gr.Radio(names, value=names[0], label=label, container=False, interactive=False, elem_id=elem_id)
-
-
-# --- Gradio's inside: what it does at every event for nothing (tests/page/test_costs.py holds these to its own results)
-
-
-def blocks_of_few_words() -> type["gr.Blocks"]:
-    """Blocks that leave alone what an event does not change: Gradio builds every output anew, changed or not."""
-
-    class BlocksOfFewWords(gr.Blocks):
-        async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
-            """What goes to the browser, one value an output."""
-            if not (isinstance(predictions, dict) and all(isinstance(key, gr.blocks.Block) for key in predictions)):
-                return await super().postprocess_data(block_fn, predictions, state)
-            changed = copy(block_fn)
-            changed.outputs = [block for block in block_fn.outputs if block in predictions]
-            if len(changed.outputs) < len(predictions):  # some are none of the event's outputs: Gradio says so
-                changed = block_fn
-            values = await super().postprocess_data(changed, predictions, state) if predictions else []
-            sent = dict(zip((block._id for block in changed.outputs), values, strict=True))
-            return [
-                sent.get(block._id, None if getattr(block, "stateful", False) else gr.skip())
-                for block in block_fn.outputs
-            ]
-
-    return BlocksOfFewWords
-
-
-class Nap(float):
-    """Seconds that somebody sleeps, unless `woken` is set before."""
-
-    def __init__(self, _: float) -> None:
-        self.woken = asyncio.Event()
-
-    @staticmethod
-    async def sleep(delay: float, result: Any = None) -> Any:
-        """As asyncio.sleep, which knows no naps."""
-        if not isinstance(delay, Nap):
-            return await asyncio.sleep(delay, result)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(delay.woken.wait(), float(delay))
-        delay.woken.clear()
-        return result
-
-
-def wake_by_events(queue: Any) -> None:
-    """Gradio looks every millisecond whether there is something to do: 5 % of a core for nothing, or a click that waits
-    if it looks less often. Here it looks when something came or ended, and once a second in case it missed that.
-    """
-    from gradio import queueing
-
-    nap = queue.sleep_when_free = Nap(1)
-
-    def waking(function: Callable[..., Any]) -> Callable[..., Any]:
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return await function(*args, **kwargs)
-            finally:
-                nap.woken.set()
-
-        return call
-
-    queue.push, queue.process_events = waking(queue.push), waking(queue.process_events)
-    asyncio_with_naps = ModuleType("asyncio")
-    vars(asyncio_with_naps).update(vars(asyncio), sleep=Nap.sleep)
-    queueing.asyncio = asyncio_with_naps
 
 
 # --- wiring
@@ -432,19 +360,6 @@ def publish(client: Client, auto: Auto, rate: limits.Rate) -> None:
     gr.api(status, api_name="status", concurrency_limit=None)
 
 
-def unwrap_answers(tools: Any) -> None:
-    """Gradio takes all a function answers for one thing, unless the MCP client follows progress: its pictures would
-    arrive as words.
-    """
-    execute = tools._execute_tool_without_progress
-
-    async def unwrapped(job: Any) -> list[Any]:
-        (answer,) = await execute(job)
-        return list(answer) if isinstance(answer, tuple) else [answer]
-
-    tools._execute_tool_without_progress = unwrapped
-
-
 def address(request: "gr.Request") -> str:
     """Whose pictures count together."""
     return limits.address(request.client.host, request.headers.get("x-forwarded-for", ""))
@@ -456,65 +371,6 @@ def answered(answers: Iterator[Any]) -> Iterator[Any]:
         yield from answers
     except (ValueError, Refused, endpoints.NotMade) as problem:
         raise refusal(problem) from None
-
-
-def publish_bundle(server: Any, client: Client) -> None:
-    """The address of the zip, open to whom Gradio shows the page. Gradio's own downloads are files that stay behind."""
-    from fastapi import HTTPException, Query
-    from fastapi.responses import StreamingResponse
-    from starlette.background import BackgroundTask
-
-    guard = next(route.dependencies for route in server.routes if getattr(route, "path", "") == "/config")
-
-    def send(id: list[str] = Query()) -> StreamingResponse:  # noqa: B008 - so FastAPI wants it
-        file = tempfile.SpooledTemporaryFile(2**24)  # noqa: SIM115 - open until it is sent; has no name, and is gone when it is closed
-        try:
-            bundle.write(takes := bundle.find(client, id), file)
-        except (ValueError, OSError):
-            file.close()
-            raise HTTPException(404, "These pictures are not here.") from None
-        size, seed = file.tell(), next(iter(takes.values())).request["seed"]
-        file.seek(0)
-        headers = {
-            "Content-Length": str(size),
-            "Content-Disposition": f'attachment; filename="distrifusion-{seed}.zip"',
-        }
-        return StreamingResponse(
-            iter(lambda: file.read(2**18), b""),
-            headers=headers,
-            media_type="application/zip",
-            background=BackgroundTask(file.close),
-        )
-
-    server.add_api_route("/gradio_api/bundle.zip", send, dependencies=guard, include_in_schema=False)
-
-
-def routes(client: Client, auth: tuple[str, str] | None) -> list["Route"]:
-    """What machines ask, on the page's own port."""
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from starlette.routing import Route
-
-    def healthz(_: Request) -> Response:
-        return Response(**probes.healthz(client))
-
-    def metrics(request: Request) -> Response:
-        return Response(**probes.metrics(client, request.headers.get("authorization", ""), auth))
-
-    def closed(_: Request) -> Response:
-        return Response("this page takes no files and fetches none\n", status_code=403, media_type="text/plain")
-
-    # Gradio's own ways to leave files here, and to have this machine fetch them from others. Nothing here uses them.
-    names = ("upload", "deep_link", "process_recording", "file=http{_:path}", "file/http{_:path}", "proxy={_:path}")
-    shut = [Route(f"/gradio_api/{name}", closed, methods=["GET", "POST"]) for name in names]
-    return [Route("/healthz", healthz), Route("/metrics", metrics), *shut]
-
-
-def small_bodies() -> "Middleware":
-    """What refuses floods."""
-    from starlette.middleware import Middleware
-
-    return Middleware(limits.SmallBodies, limit=limits.BODY_BYTES)
 
 
 # --- entry point
@@ -536,16 +392,16 @@ def serve(client: Client, options: start.Options) -> None:
         mcp_server=options.mcp,
         run_history=False,
         enable_monitoring=False,  # Gradio's own; ours is /metrics
-        app_kwargs={"routes": routes(client, options.auth), "middleware": [small_bodies()]},
+        app_kwargs={"routes": routes.routes(client, options.auth), "middleware": [routes.small_bodies()]},
         allowed_paths=[str(data_folder() / PICTURES)],  # beside it lie everybody's prompts, on a Space also tokens
         favicon_path=skeletons.ASSETS / "logo.svg",
         footer_links=["api", "gradio", "settings"],
         theme=gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
         head=skeletons.head(),
     )
-    publish_bundle(server, client)
+    routes.publish_bundle(server, client)
     if demo.mcp_server_obj is not None:
-        unwrap_answers(demo.mcp_server_obj)
+        gradio_inside.unwrap_answers(demo.mcp_server_obj)
 
 
 def main() -> None:

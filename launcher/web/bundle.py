@@ -1,5 +1,5 @@
 """All pictures of a run and their report as one zip, written when somebody asks for it and kept nowhere. Which address
-serves it is app.py's business.
+serves it is the business of routes.py.
 """
 
 from __future__ import annotations

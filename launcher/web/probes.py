@@ -1,5 +1,5 @@
 """What machines ask the page's server: /healthz for whoever restarts or balances, /metrics for Prometheus. Plain
-functions from the client to an answer's parts; routes belong to app.py.
+functions from the client to an answer's parts; their addresses are routes.py's.
 """
 
 from __future__ import annotations

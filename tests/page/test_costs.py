@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 
 import app
+from launcher.web import gradio_inside
 from tests.support.fake_client import FakeClient
 
 
@@ -61,13 +62,13 @@ def test_an_answer_for_somebody_else_is_refused_as_ever(page: gr.Blocks) -> None
 
 def test_a_nap_ends_when_somebody_wakes_it() -> None:
     async def nap(seconds: float, wake_after: float | None) -> float:
-        began, sleep = time.monotonic(), app.Nap(seconds)
+        began, sleep = time.monotonic(), gradio_inside.Nap(seconds)
         if wake_after is not None:
             asyncio.get_running_loop().call_later(wake_after, sleep.woken.set)
-        assert await app.Nap.sleep(sleep, "slept") == "slept"
+        assert await gradio_inside.Nap.sleep(sleep, "slept") == "slept"
         assert not sleep.woken.is_set(), "the next nap is one"
         return time.monotonic() - began
 
     assert run(nap(60, 0.01)) < 30
     assert run(nap(0.05, None)) >= 0.04
-    assert run(app.Nap.sleep(0, "at once")) == "at once"
+    assert run(gradio_inside.Nap.sleep(0, "at once")) == "at once"
