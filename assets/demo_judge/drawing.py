@@ -26,6 +26,7 @@ from assets.demo_training.grammar import (
 from assets.demo_training.painter import backdrop, finished
 from assets.demo_training.painting import COLUMNS
 from assets.demo_training.subjects import SUBJECTS as DRAW
+from assets.demo_training.weather import in_front
 from distri_engine.evaluation.judge import SIDE
 
 # What each head can answer.
@@ -64,12 +65,13 @@ def draw(scene: Scene, columns: Sequence[str] = ()) -> Drawn:
         for column in columns or (scene.position,):
             painting.x = COLUMNS[column] + painting.rng.uniform(-0.05, 0.05)
             DRAW[scene.subject](painting)
-    picture = finished(painting)
+    picture = finished(painting)  # before rain or snow falls over it: what things cover is seen here
     y, x = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
     orb = np.hypot(x - painting.orb_x, y - painting.orb_y) < painting.orb_radius
     orb &= (np.abs(picture - np.array(painting.orb_colour)) < 14).all(2) & (scene.orb is not None)
+    in_front(painting)
     return Drawn(
-        picture=picture,
+        picture=finished(painting),
         subject=(np.abs(picture - empty).max(2) > 12).astype(float),
         orb=orb.astype(float),
         orb_area=np.pi * (painting.orb_radius * SIDE) ** 2 * (CRESCENT if scene.crescent else 1),

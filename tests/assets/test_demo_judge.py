@@ -15,7 +15,8 @@ from assets.demo_judge import train
 from assets.demo_judge.drawing import ANSWERS, UNKNOWN, draw, stack
 from assets.demo_judge.flaws import flawed
 from assets.demo_training.grammar import sample_scene
-from distri_engine.evaluation.judge import FEATURES, Judge, as_input, judged, load_judge
+from assets.demo_training.painter import paint
+from distri_engine.evaluation.judge import FEATURES, SIDE, Judge, as_input, judged, load_judge
 
 FOLDER = Path(__file__).parents[2] / "assets" / "demo_judge"
 PICTURES = FOLDER.parent / "demo_captions" / "pictures"
@@ -48,6 +49,15 @@ def test_right_about_fresh_scenes(judge: Judge, flaws: bool) -> None:
         answers = [ANSWERS[head][number] for number in given[head]]
         assert np.mean([a == t for a, t in zip(answers, truth, strict=True)]) >= least, head
     assert np.mean(given["subjects"] == [scene.subject != "none" for scene in scenes]) >= 0.95
+
+
+def test_its_lessons_show_what_the_model_is_taught() -> None:
+    """Rain and snow before the subject included: a judge that has never seen them takes them for a second subject."""
+    rng = np.random.default_rng(2028)
+    scenes = [scene for scene in (sample_scene(rng) for _ in range(60)) if scene.subject != "none"]
+    assert {"rain", "snowfall", "fog"} <= {scene.weather for scene in scenes}
+    for scene in scenes:
+        assert np.array_equal(draw(scene).picture, paint(scene, SIDE)), scene
 
 
 def test_sees_doubled_subjects_and_not_seams(judge: Judge) -> None:
