@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from distri_engine.bands import check_bands, used_ranks
 from distri_engine.config import DistriConfig, TextEncoderOn, check_choice, check_size
-from distri_engine.errors import MeshError
+from distri_engine.errors import MeshError, ModelError
 from distri_engine.from_picture import noisy_latents
 from distri_engine.load import load_of
 from distri_engine.loading import load_pipeline
@@ -75,6 +75,11 @@ class Engine:
         self._pipe = load_pipeline(model, self.device, text=rank == 0 or self._reads_alone, use_safetensors=True)
         self._pipe.set_progress_bar_config(disable=True)
         self._unet = self._pipe.unet
+        if self._unet.config.time_cond_proj_dim is not None:
+            raise ModelError(
+                f"the UNet of {model} takes the guidance scale as an input, which is not supported here; "
+                "choose another model, or run this one by DistriSDXLPipeline"
+            )
         self._preview = LatentPreview.of(self._pipe.vae) if rank == 0 else None
         self._load = load_of(self.device)
         self._mesh: Mesh | None = None

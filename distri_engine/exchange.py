@@ -94,6 +94,9 @@ class Exchange:
         self.weights = tuple(rows / sum(self.rows) for rows in self.rows)
         gathers = [slot for slot in self._slots if isinstance(slot, GatherSlot)]
         self._witness = gathers[len(gathers) // 4 * 2] if gathers else None  # keys and values take turns
+        for slot in self._slots:
+            if isinstance(slot, StatsSlot) and slot.begin is not None:
+                slot.begin()
 
     def start_step(self) -> None:
         """Before the first layer of a step."""

@@ -6,7 +6,7 @@ that is wrapped. What they make of a step is unet.py's and controlnet.py's busin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from distri_engine.bands import Box
 from distri_engine.config import AUTO, DistriConfig, SyncMode
-from distri_engine.errors import EngineError
+from distri_engine.errors import EngineError, UnsupportedError
 from distri_engine.exchange import Exchange
 from distri_engine.layers.quick import can_quicken, quicken
 from distri_engine.mesh import Axes, Mesh
@@ -44,7 +44,8 @@ class ParallelModel(nn.Module):
         self._trees: dict[tuple[Rule, ...], nn.Module] = {}
         self._structure: tuple[nn.Module, ...] = ()
         self._tree: Callable[..., Any] = model.__call__
-        self._adapted: Callable[[], None] | None = None
+        self._adapters: tuple[Any, ...] = ()  # the layers that are wrapped in adapters
+        self._active: tuple[object, ...] = ()  # which of them were at work in the last step
         self._exchange = Exchange(mesh, self.clock)
         self.begin(config)
 
@@ -101,6 +102,8 @@ class ParallelModel(nn.Module):
                 "the last picture has ended; call begin() before the next one, or the Distri pipeline in place of the "
                 "diffusers pipeline that it wraps"
             )
+        if self._size is not None and self._adapters:  # which may be switched between two steps
+            self._follow_adapters()
         step = self.clock.tick()
         size = (int(sample.shape[2]), int(sample.shape[3]))
         for length, side in zip(size, ("rows", "columns"), strict=True):
@@ -115,8 +118,6 @@ class ParallelModel(nn.Module):
             raise ValueError(
                 f"latents changed from {self._size} to {tuple(sample.shape)} within a picture; call begin() first"
             )
-        elif self._adapted is not None:
-            self._adapted()
         self._exchange.start_step()
         return boxes
 
@@ -159,7 +160,7 @@ class ParallelModel(nn.Module):
 
     def _tree_of(self, method: Method) -> Callable[..., Any]:
         rules = self._rules(method)
-        self._adapted = None
+        self._adapters = ()
         if not rules and not (self._quick and can_quicken(self.model)):
             return self.model.__call__
         if rules:
@@ -173,9 +174,23 @@ class ParallelModel(nn.Module):
             self._trees[rules] = self._plant(rules)
         tree = self._trees[rules]
         follow(tree, self.model)
-        if any(hasattr(module, "base_layer") for module in current):  # adapters may be switched between two steps
-            self._adapted = lambda: follow(tree, self.model)
+        self._adapters = tuple(module for module in current if hasattr(module, "base_layer"))
+        self._active = self._at_work()
         return tree.__call__  # a bound method: an attribute that is a module would be registered
+
+    def _follow_adapters(self) -> None:
+        """Between two steps. Layers inside adapters may come and go with it, and what stale steps send was settled by
+        the last synchronous one: there has to be another.
+        """
+        follow(self._trees[self._rules(self.method)], self.model)
+        now = self._at_work()
+        if now != self._active:
+            self._active = now
+            self._exchange.drain()
+            self.clock.resume()
+
+    def _at_work(self) -> tuple[object, ...]:
+        return tuple((tuple(layer.active_adapters), layer.disable_adapters, layer.merged) for layer in self._adapters)
 
     def _plant(self, rules: tuple[Rule, ...]) -> nn.Module:
         tree = share(self.model)
@@ -187,6 +202,12 @@ class ParallelModel(nn.Module):
         return tree
 
     # --- a diffusers model for everybody else
+
+    def compile(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises UnsupportedError."""
+        raise UnsupportedError(
+            "a model that runs on several ranks cannot be compiled; leave compile() out, or use the diffusers pipeline"
+        )
 
     @property  # type: ignore[misc]  # read-only
     def __class__(self) -> Any:

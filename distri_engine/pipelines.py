@@ -5,6 +5,7 @@ serving requests one after another, with events and cancelling, is engine.py's.
 
 from __future__ import annotations
 
+import inspect
 import secrets
 import weakref
 from contextlib import ExitStack
@@ -182,6 +183,8 @@ class DistriPipeline:
         agree on a random seed. Callbacks run on rank 0 only. Raises ValueError or TypeError for wrong input,
         UnsupportedError for what has no parallel form, and MeshError on the others for what failed on rank 0.
         """
+        if getattr(self.pipeline.unet, "mesh", None) is not self.mesh:  # another wrapper has taken it over since
+            self.unet = self.pipeline.unet
         call = name_arguments(self.pipeline, self.distri_config, args, kwargs)
         guided = check_arguments(self.pipeline, self.distri_config, self.mesh, call)
         over_time = METHODS[self.distri_config.parallelism].over_time
@@ -200,7 +203,7 @@ class DistriPipeline:
             if hasattr(pipe, "run_safety_checker"):
                 safety = SafetyRelay(pipe.run_safety_checker, self.mesh)
                 during.enter_context(replaced(pipe, run_safety_checker=safety))
-            if self._parallel_decoder() is not None:
+            if "decode" not in vars(pipe.vae) and self._parallel_decoder() is not None:  # else somebody has his own
                 during.enter_context(replaced(pipe.vae, decode=self._decode))
             if over_time:
                 result = call_over_time(pipe, self.distri_config, self.mesh, guided=guided, **call)
@@ -226,6 +229,16 @@ class DistriPipeline:
         return self._decoder
 
     # --- a diffusers pipeline for everybody else
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers, on every rank: rank 0 encodes for all, unless text_encoder_on="all"."""
+        encode = self.pipeline.encode_prompt
+        if self.text_encoder_on is TextEncoderOn.ALL:
+            return encode(*args, **kwargs)
+        given = inspect.signature(encode).bind(*args, **kwargs)
+        given.apply_defaults()
+        guided = bool(given.arguments["do_classifier_free_guidance"])
+        return TextRelay(encode, self.mesh, self.pipeline.unet.dtype, guided=guided)(*args, **kwargs)
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
         """As diffusers' `to`: moves and casts the components, and returns this pipeline."""
@@ -264,8 +277,12 @@ class DistriPipeline:
         if pipeline is None or name in self.__dict__ or not hasattr(pipeline, name):
             super().__setattr__(name, value)
         elif name == "unet":
-            known = isinstance(value, ParallelUNet)
-            pipeline.unet = value if known else ParallelUNet(value, self.distri_config, self.mesh)
+            if not isinstance(value, ParallelUNet):
+                pipeline.unet = ParallelUNet(value, self.distri_config, self.mesh)
+            elif value.mesh is not self.mesh:  # of another pipeline around this one, whose mesh may be closed by now
+                pipeline.unet = ParallelUNet(value.unet, self.distri_config, self.mesh)
+            else:
+                pipeline.unet = value
             if getattr(pipeline, "controlnet", None) is not None:
                 self.controlnet = pipeline.controlnet
         elif name == "controlnet":

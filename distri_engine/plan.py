@@ -68,15 +68,17 @@ def _is_projection(site: Site, *, of_text: bool) -> bool:
 
 
 def _patch_conv(site: Site, exchange: Exchange) -> Forward:
-    conv = site.module
-    assert isinstance(conv, nn.Conv2d)
-    above, below = halo_rows(conv)
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or (conv.stride[0] > 1 and not above):
+    assert isinstance(site.module, nn.Conv2d)
+    _check_conv(site.path, site.module)
+    return PatchConv2d(site.module, exchange.halo(*halo_rows(site.module)))
+
+
+def _check_conv(path: str, conv: nn.Conv2d) -> None:
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or (conv.stride[0] > 1 and not conv.padding[0]):
         raise ModelError(
-            f"{site.path} cannot run on a band of rows: it pads outside the convolution (padding {conv.padding}, "
+            f"{path} cannot run on a band of rows: it pads outside the convolution (padding {conv.padding}, "
             f"mode {conv.padding_mode}, stride {conv.stride}); use parallelism single or naive_patch for this model"
         )
-    return PatchConv2d(conv, exchange.halo(above, below))
 
 
 def _patch_norm(site: Site, exchange: Exchange) -> Forward:
@@ -86,6 +88,7 @@ def _patch_norm(site: Site, exchange: Exchange) -> Forward:
 
 def _slice_conv(site: Site, exchange: Exchange) -> Forward:
     assert isinstance(site.module, nn.Conv2d)
+    _check_conv(site.path, site.module)
     return SlicedConv2d(site.module, exchange)
 
 
@@ -168,9 +171,15 @@ def _share(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
 
 
 def follow(tree: nn.Module, original: nn.Module) -> None:
-    """Take over every attribute that was set on a module of `original` since `share`: processors, adapter switches."""
-    for module, twin in zip(original.modules(), tree.modules(), strict=True):
+    """Take over every attribute that was set on a module of `original` since `share`: processors, adapter switches.
+
+    Raises ModelError if a patched convolution has no form on a band of rows any more.
+    """
+    for module, (path, twin) in zip(original.modules(), tree.named_modules(), strict=True):
         twin.__dict__.update({name: value for name, value in module.__dict__.items() if name not in _OWN})
+        if isinstance(twin.__dict__.get("forward"), PatchConv2d | SlicedConv2d):
+            assert isinstance(twin, nn.Conv2d)
+            _check_conv(path, twin)
 
 
 # diffusers' processors that ask the attention module for keys and values once, and treat every query alike.

@@ -108,7 +108,11 @@ def call_over_time(
     """What `pipeline(...)` returns, for a call that `check_over_time` has let pass: `sample_over_time`, decoded."""
     images: Any = sample_over_time(pipeline, config, mesh, **call)
     if output_type != "latent":
-        images = pipeline.vae.decode(unscale(pipeline.vae, images), return_dict=False)[0]
+        kept = pipeline.vae.dtype  # SDXL's own is decoded in float32 and goes back, as diffusers has it
+        try:
+            images = pipeline.vae.decode(unscale(pipeline.vae, images), return_dict=False)[0]
+        finally:
+            pipeline.vae.to(kept)
         if pipeline.watermark is not None:
             images = pipeline.watermark.apply_watermark(images)
         images = pipeline.image_processor.postprocess(images, output_type=output_type)

@@ -185,6 +185,7 @@ class StatsSlot(Slot):
         self.own: torch.Tensor | None = None  # own moments of the previous step
         self.page: Page | None = None  # in a step for which the exchange's ledger has one: instead of `trade`
         self.ready: Callable[[], None] | None = None  # to be called before such a step: what the layer can do by then
+        self.begin: Callable[[], None] | None = None  # to be called before the first step of a picture
 
     def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
         return [(self.exchange.peers, payload)]

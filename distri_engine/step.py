@@ -50,6 +50,13 @@ class StepClock:
         """End an adaptive warm-up: the next step is stale."""
         self._warmup_steps = self.step.index
 
+    def resume(self) -> None:
+        """Begin a warm-up of one step in the middle of a picture: the next step is synchronous, those after it are as
+        they would have been.
+        """
+        if self._warmup_steps is not None:
+            self._warmup_steps = max(self._warmup_steps, self._next)
+
     def tick(self) -> Step:
         """Enter the next step and return it."""
         warm = self._warmup_steps is None or self._next <= self._warmup_steps

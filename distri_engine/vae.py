@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 
 from distri_engine.bands import Box, cut_rows
 from distri_engine.config import DistriConfig, SyncMode
+from distri_engine.errors import ModelError, UnsupportedError
 from distri_engine.exchange import Exchange
 from distri_engine.mesh import Mesh
-from distri_engine.plan import DISPLACED_RULES, apply_plan, share
+from distri_engine.plan import DISPLACED_RULES, apply_plan, check_supported, follow, share, structure
 from distri_engine.step import StepClock
 
 _CONFIG = DistriConfig(mode=SyncMode.FULL_SYNC, split_batch=False)
@@ -26,8 +28,8 @@ class ParallelDecoder:
         self.scale = 2 ** (len(vae.config.block_out_channels) - 1)  # picture pixels a latent cell
         self._clock = StepClock()
         self._exchange = Exchange(mesh, self._clock)
-        self._decoder = share(vae.decoder)
-        apply_plan(self._decoder, DISPLACED_RULES, self._exchange)
+        self._structure: tuple[nn.Module, ...] = ()
+        self._decoder: nn.Module = vae.decoder
 
     @torch.no_grad()
     def __call__(self, latents: torch.Tensor, *, on_every_rank: bool = False) -> torch.Tensor | None:
@@ -39,10 +41,8 @@ class ParallelDecoder:
     @torch.no_grad()
     def decode(self, z: torch.Tensor, *, on_every_rank: bool = False) -> torch.Tensor | None:
         """z: [B, 4, H, W] as `AutoencoderKL.decode` takes it -> the picture, as above."""
-        whole = any(getattr(self.vae, switch, False) for switch in ("use_tiling", "use_slicing"))
-        if self.mesh.size == 1 or z.shape[2] < self.mesh.size or whole:
-            # Fewer rows than ranks, or switches that save memory in another way and whose result is diffusers' own:
-            # every rank that needs the picture decodes it. Of the class: the instance's may be this function.
+        if self.mesh.size == 1 or z.shape[2] < self.mesh.size or not self._follow():
+            # Every rank that needs the picture decodes it. Of the class: the instance's may be this function.
             if self.mesh.rank == 0 or on_every_rank:
                 return type(self.vae).decode(self.vae, z, return_dict=False)[0]
             return None
@@ -54,6 +54,25 @@ class ParallelDecoder:
             z = self.vae.post_quant_conv(z)
         rows = self._decoder(z)
         return self._meet(rows, boxes, on_every_rank=on_every_rank)
+
+    def _follow(self) -> bool:
+        """Bring the patched decoder up to date with the VAE; False if its result would not be diffusers' own: with
+        switches that save memory in another way, and with layers that have no form on bands.
+        """
+        if self.vae.use_tiling or self.vae.use_slicing:
+            return False
+        try:
+            check_supported(self.vae.decoder)
+            current = structure(self.vae.decoder)
+            if current != self._structure:  # new, or wrapped in adapters
+                self._exchange.close_slots()
+                self._structure, self._decoder = (), share(self.vae.decoder)
+                apply_plan(self._decoder, DISPLACED_RULES, self._exchange)
+                self._structure = current
+            follow(self._decoder, self.vae.decoder)
+        except (ModelError, UnsupportedError):
+            return False
+        return True
 
     def _meet(self, rows: torch.Tensor, boxes: tuple[Box, ...], *, on_every_rank: bool) -> torch.Tensor | None:
         """rows: [B, 3, scale rows, scale W] of this rank -> the picture."""

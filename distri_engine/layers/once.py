@@ -15,7 +15,9 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Seen:
-    """Whether a tensor is the one that was there before: the same memory in the same picture, not written to since."""
+    """Whether a tensor is the one that was there before: the same memory in the same picture, not written to since.
+    Of inference mode's own tensors nobody knows the latter, so each of them counts as another one.
+    """
 
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock
@@ -32,12 +34,13 @@ class Seen:
             and last.data_ptr() == x.data_ptr()
             and last.shape == x.shape
             and last.stride() == x.stride()
-            and self._version == _version(x)
+            and self._version == version(x)
+            and not x.is_inference()
         )
 
     def note(self, x: torch.Tensor) -> None:
         """From now on it is x."""
-        self._picture, self._last, self._version = self.clock.picture, x, _version(x)
+        self._picture, self._last, self._version = self.clock.picture, x, version(x)
 
 
 class Once:
@@ -73,6 +76,6 @@ class ConditionEmbedding:
         return self.embed(image)[:, :, box.top : box.bottom]
 
 
-def _version(x: torch.Tensor) -> int:
-    """Counts writes in place."""
+def version(x: torch.Tensor) -> int:
+    """Counts writes in place; those to inference mode's own tensors are not counted."""
     return 0 if x.is_inference() else x._version

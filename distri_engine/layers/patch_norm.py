@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from distri_engine.layers.once import version
 from distri_engine.slots import StatsSlot
 
 
@@ -16,7 +17,7 @@ class PatchGroupNorm:
         self.norm = norm
         self.slot = slot
         self._scaled = ScaledByChannel(norm)
-        slot.ready = self._scaled.refresh
+        slot.ready, slot.begin = self._scaled.refresh, self._scaled.renew
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [B, C, rows, W] or [B, C, tokens], own rows -> the same shape, normalised."""
@@ -89,15 +90,31 @@ class ScaledByChannel:
         return (self._statistics, *(each for each in self._affine if each is not None))
 
     def refresh(self) -> None:
-        """Repeat weight and bias for every picture of the batch, in float32, if one of them is not what it was."""
+        """Read weight and bias if one of them is not what it was."""
         weight, bias = self.norm._parameters["weight"], self.norm._parameters["bias"]
         if weight is None or bias is None:
             return  # GroupNorm has both or neither
         batch = self._statistics.shape[1] if self._flat else 0
-        known = (batch, weight.data_ptr(), weight._version, weight.dtype, bias.data_ptr(), bias._version)
+        known = (batch, weight.data_ptr(), version(weight), weight.dtype, bias.data_ptr(), version(bias))
         if self._known != known:
             self._known = known
-            self._affine = tuple(each.detach().float().repeat(batch) for each in (weight, bias))
+            self.renew()
+
+    def renew(self) -> None:
+        """Repeat weight and bias for every picture of the batch, in float32. At the beginning of each picture, because
+        what is written through `.data`, as by diffusers' EMAModel, leaves no trace.
+        """
+        weight, bias = self.norm._parameters["weight"], self.norm._parameters["bias"]
+        if weight is None or bias is None or not self._flat:
+            return
+        batch = self._statistics.shape[1]
+        affine = tuple(each.detach().float().repeat(batch) for each in (weight, bias))
+        for old, new in zip(self._affine, affine, strict=True):
+            if old is None or old.shape != new.shape or old.device != new.device:
+                with torch.inference_mode(False):  # it serves pictures in and out of inference mode
+                    self._affine = tuple(each.clone() for each in affine)
+                return
+            old.copy_(new)  # in place: a graph reads it there
 
 
 def moments(x: torch.Tensor, groups: int) -> torch.Tensor:
