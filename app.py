@@ -45,8 +45,9 @@ def refusal(problem: Exception) -> "gr.Error":
 
 
 def toast(problem: Exception) -> "gr.Error":
-    """The same on the page. Toasts render markup, so what a visitor typed is escaped."""
-    return refusal(ValueError(html.escape(str(problem))))
+    """The same on the page: in the words of its labels, and escaped, because toasts render markup."""
+    name, space, rest = str(problem).partition(" ")
+    return refusal(ValueError(html.escape(settings.LABELS.get(name, name) + space + rest)))
 
 
 def updates(page: Page, frame: Frame) -> Page:
@@ -197,7 +198,7 @@ def work(client: Client) -> Page:
             )  # fmt: skip
         page["lanes"] = panel("lanes", lanes.resting(client.status(), header.mood(client.status())), skeletons.LANES)
     with gr.Row(elem_id="tools"):
-        page["pair"] = switch([stage.pair_name(pair) for pair in stage.PAIRS], "pair", "Which two pictures")
+        page["pair"] = switch([stage.pair_name(pair) for pair in stage.pairs()], "pair", "Which two pictures")
         page["view"] = switch(list(VIEWS), "view", "How to look at them")
         page["links"] = panel("links", {}, skeletons.LINKS)
     page["cards"] = panel("cards", cards.cards({}), skeletons.CARDS)
@@ -272,6 +273,11 @@ def wire(page: Page, demo: "gr.Blocks", visits: Visits) -> None:
     resized = page["aspect"].input(
         answering(page, visits.resize), [page["aspect"]], [page["width"], page["height"]], api_name="resize", **quiet
     )
+    for name in ("width", "height"):
+        page[name].input(
+            answering(page, visits.proportion), [page["width"], page["height"]], [page["aspect"]],
+            api_name=f"proportion_{name}", trigger_mode="always_last", **quiet,
+        )  # fmt: skip
     for name in ("pair", "view"):
         page[name].input(
             answering(page, visits.look),

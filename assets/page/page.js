@@ -68,6 +68,7 @@
   let notice = null;
   let ranks = 0;
   let redrawStage = () => {};
+  let shown = [];  // the pictures on the stage
 
   const panels = {
     header(root, value) {
@@ -214,8 +215,9 @@
         const count = tile.methods.length > 1 ? `, ${tile.methods.length} pictures` : "";
         node.setAttribute("aria-label", `Bring back: ${tile.prompt}, seed ${tile.seed}${count}`);
         node.dataset.id = tile.id;
-        node.onclick = () => trigger("select", { id: tile.id });
+        node.onclick = () => { trigger("select", { id: tile.id }); comeToStage(); };
       });
+      markTile();
     },
 
     chips(root, value) {
@@ -244,9 +246,18 @@
       const download = root.querySelector(".df-download");
       const bundle = root.querySelector(".df-bundle");
       all(root, "a").forEach((link) => link.setAttribute("aria-disabled", String(!value.path)));
-      if (value.ids) bundle.href = new URL("gradio_api/bundle.zip?" + new URLSearchParams(value.ids.map((id) => ["id", id])), document.baseURI).href;
-      if (value.path) { download.href = address({ path: value.path }); download.download = value.name || "picture.png"; }
-      root.querySelector(".df-copy").onclick = (event) => copyLink(event.currentTarget, value.link || {});
+      if (value.path) {
+        bundle.href = new URL("gradio_api/bundle.zip?" + new URLSearchParams(value.ids.map((id) => ["id", id])), document.baseURI).href;
+        download.href = address({ path: value.path });
+        download.download = value.name || "picture.png";
+      } else {  // else the keyboard would still reach the picture before
+        all(root, "a").forEach((link) => link.removeAttribute("href"));
+      }
+      const copy = root.querySelector(".df-copy");
+      copy.disabled = !value.link;
+      copy.onclick = () => copyLink(copy, value.link);
+      shown = value.ids || [];
+      markTile();
     },
   };
 
@@ -361,6 +372,22 @@
     canvas.classList.toggle("df-sliding", canvas.dataset.view === "slider" && ready);
   }
 
+  function markTile() {
+    all(document, ".df-tile").forEach((tile) => {
+      if (shown.includes(tile.dataset.id)) tile.setAttribute("aria-current", "true");
+      else tile.removeAttribute("aria-current");
+    });
+  }
+
+  // Where the page is longer than the screen, what was asked for would happen out of sight.
+  function comeToStage() {
+    const canvas = document.getElementById("canvas");
+    const { top, bottom } = canvas.getBoundingClientRect();
+    if (top < window.innerHeight * 0.7 && bottom > window.innerHeight * 0.3) return;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    canvas.scrollIntoView({ block: "center", behavior: still ? "auto" : "smooth" });
+  }
+
   // Settings stand before the picture: only the beginning of the file travels.
   function offer(files, trigger) {
     if (!files.length) return;
@@ -457,6 +484,7 @@
   window.distriPanels = { push: mount };
   early.forEach(mount);
   document.addEventListener("keydown", keys, true);
+  document.addEventListener("click", (event) => { if (event.target.closest && event.target.closest("#generate")) comeToStage(); }, true);
   document.addEventListener("load", (event) => { if (event.target.closest && event.target.closest("#slider")) revealSlider(); }, true);
   system.addEventListener("change", applyTheme);
   window.addEventListener("resize", redrawBars);

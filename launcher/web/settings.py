@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from distri_engine.bands import check_bands
+from distri_engine.bands import check_bands, patch_ranks
 from distri_engine.config import AUTO, DistriConfig, Parallelism, SplitScheme, SyncMode
 from distri_engine.request import MAX_SEED, GenerationRequest, Scheduler
 from launcher import styles
@@ -175,6 +175,9 @@ class Run:
 
 def plan(values: Mapping[str, Any], status: Status, auto: Chooser | None = None) -> Run:
     """The run that the controls ask for; `auto` chooses what they leave to it. ValueError says what is wrong."""
+    for name in ("steps", "guidance_scale", "warmup_steps"):
+        if values[name] is None and not (name == "warmup_steps" and values["auto_warmup"]):
+            raise ValueError(f"{LABELS[name]} is empty; {DEFAULTS[name]:g} is usual")
     seed = None if values["random_seed"] else values["seed"]
     request = GenerationRequest(
         prompt=styles.join(values["prompt"] or "", values["style"]),
@@ -206,6 +209,9 @@ def plan(values: Mapping[str, Any], status: Status, auto: Chooser | None = None)
         choice = (auto or partial(simple, status=status))(request, config, wish)
         config, why = choice.config, choice.plan
     others = [method for method in RUNS[values["run"]] if method != config.parallelism]
+    if config.parallelism is Parallelism.PATCH and patch_ranks(request, config, status.ranks) == 1:
+        # Each device has a guidance branch and no patch is cut: naive patches would be the same picture.
+        others = [method for method in others if method != Parallelism.NAIVE_PATCH]
     configs = [config] + [config.replace(parallelism=method) for method in others]
     for each in configs:  # refuse before the first of them starts, not after
         check_bands(request, each, status.ranks)
@@ -236,8 +242,12 @@ def split_batch(chosen: bool | None, ranks: int) -> bool:
     return ranks >= MANY if chosen is None else chosen
 
 
-def of_picture(request: Mapping[str, Any], config: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
-    """The values of the controls that make a finished picture again; `methods` are those it was compared with."""
+def of_picture(
+    request: Mapping[str, Any], config: Mapping[str, Any], methods: Sequence[str], *, auto: bool = False
+) -> dict[str, Any]:
+    """The values of the controls that make a finished picture again; `methods` are those it was compared with. `auto`:
+    what method Auto chose for it is left to Auto again.
+    """
     values = {name: request[name] for name in DEFAULTS if name in request}
     values |= {name: config[name] for name in CHOICES if name in config and config[name] in CHOICES[name]}
     values["prompt"], values["style"] = styles.split(str(request.get("prompt", "")))
@@ -249,6 +259,8 @@ def of_picture(request: Mapping[str, Any], config: Mapping[str, Any], methods: S
     main = {config.get("parallelism")}
     matching = [run for run, baselines in RUNS.items() if set(baselines) - main == set(methods) - main]
     values["run"] = matching[0] if matching else DEFAULTS["run"]
+    if auto:
+        values |= {name: DEFAULTS[name] for name in ("parallelism", "ranks", "split_batch")}
     return values | {"random_seed": False}
 
 

@@ -60,6 +60,8 @@ STAGE = """
   </div>
   <div class="df-over">
     <div class="df-strip"></div>
+  </div>
+  <div class="df-words">
     <span class="df-label" hidden></span><span class="df-label df-label-right" hidden></span>
     <figure class="df-inset" hidden><img alt=""><div class="df-strip"></div><figcaption></figcaption></figure>
     <div class="df-heat" hidden><span>equal</span><i></i><span></span><u></u><span></span></div>
@@ -113,4 +115,4 @@ LINKS = """
 title="The picture"><i></i>PNG</a>
 <a class="df-button df-bundle" download aria-disabled="true" aria-label="Download ZIP of all pictures and the report"
 title="All pictures and the report"><i></i>ZIP</a>
-<button type="button" class="df-button df-copy">Copy link</button></div>"""
+<button type="button" class="df-button df-copy" disabled title="A link that makes it again">Copy link</button></div>"""

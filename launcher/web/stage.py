@@ -12,7 +12,7 @@ from launcher.web.names import method_name, milliseconds
 from launcher.web.pictures import RANGE, heat_map
 from launcher.web.take import Take
 
-PAIRS = (("naive_patch", "patch"), ("single", "patch"), ("single", "naive_patch"))
+BASELINES = ("single", "naive_patch")
 VIEWS = ("slider", "sides", "difference")
 
 IDLE = {
@@ -21,6 +21,13 @@ IDLE = {
     "text": "Write a prompt and press Generate (Ctrl+Enter). "
     "The picture appears here while the devices draw it together.",
 }
+
+
+def pairs(main: str = "patch") -> tuple[tuple[str, str], ...]:
+    """Which two pictures of a run can be looked at; `main` made the one that was asked for."""
+    if main in BASELINES:
+        main = "patch"
+    return (("naive_patch", main), ("single", main), ("single", "naive_patch"))
 
 
 def pair_name(pair: tuple[str, str]) -> str:

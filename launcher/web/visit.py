@@ -63,7 +63,7 @@ class Visits:
         run = {"ids": ids, "busy": True, "takes": {}, "resting": False}
         return {
             "current": run,
-            "browser": {"visitor": visitor, "ids": ids},
+            "browser": {"visitor": visitor, "ids": ids, "draft": dict(values) | {"seed": request.seed}},
             "seed": request.seed,
             "links": {},
             "why": why(planned.plan),
@@ -166,14 +166,16 @@ class Visits:
         if stopped and not takes:
             return frame | {"stage": stage.ended(stopped)} | tools(usable=False)
         main = next(iter(takes), "")  # the picture that was asked for is to be seen
-        pair = next((pair for pair in stage.PAIRS if main in pair and all(side in takes for side in pair)), None)
+        pairs = stage.pairs(main)
+        pair = next((pair for pair in pairs if main in pair and all(side in takes for side in pair)), None)
         return frame | _look(takes, pair, "slider")
 
     def look(self, run: Frame, pair: str, view: str) -> Frame:
         """Another pair of a finished run, or another way to look at it."""
         if run["busy"]:
             raise ValueError("A picture is being made; stop it or wait, then look at others")
-        wanted = next(each for each in stage.PAIRS if stage.pair_name(each) == pair)
+        pairs = stage.pairs(next(iter(run["takes"]), ""))
+        wanted = next((each for each in pairs if stage.pair_name(each) == pair), pairs[0])
         for side in wanted:
             if side not in run["takes"]:
                 raise ValueError(
@@ -244,8 +246,8 @@ class Visits:
             raise ValueError("A picture is being made; stop it or wait, then look at others")
         for group in gallery.runs(self._pictures(browser["visitor"])):
             if any(record.id == id for record in group):
-                frame = self._bring_back(group)  # the lanes stay
-                return frame | {"current": frame["current"] | {"resting": run["resting"]}}
+                frame = self._bring_back(group)
+                return frame | {"current": frame["current"] | {"resting": True}}
         raise ValueError("This picture is no longer in the history")
 
     def recover(self, file: str) -> tuple[Frame, list[str]]:
@@ -259,7 +261,9 @@ class Visits:
         run = [*reversed(records)]  # oldest first: the one that was asked for before its baselines
         if takes := by_method(run):
             main = next(iter(takes.values()))
-            return self._ending(takes) | self._fill(settings.of_picture(main.request, main.config, list(takes)))
+            planned = "plan" in main.report
+            values = settings.of_picture(main.request, main.config, list(takes), auto=planned)
+            return self._ending(takes) | {"lanes": self._resting()} | self._fill(values)
         if not run:
             return {}
         methods = [str(record.config["parallelism"]) for record in run]  # stopped, or failed: the settings are kept
@@ -331,6 +335,11 @@ class Visits:
         info = Props(info=settings.style_info(status))
         return frame | {"chips": {"chips": settings.examples(status)}, "style": info}
 
+    def proportion(self, width: int | None, height: int | None) -> Frame:
+        """The aspect ratio that a size of the visitor's own has; none, if it is none of those offered."""
+        model = self.client.status().model
+        return {"aspect": settings.ratio_of(width, height, model) if model else None}
+
     def resize(self, ratio: str) -> Frame:
         """Width and height for an aspect ratio."""
         model = self.client.status().model
@@ -350,7 +359,10 @@ def _look(takes: dict[str, Take], pair: tuple[str, str] | None, view: str) -> Fr
         only = next(iter(takes.values()), None)
         return {"stage": stage.done(only) if only else stage.IDLE} | tools(usable=False)
     frame = {"stage": compared, **tools(usable=True)}
-    frame["pair"]["value"] = stage.pair_name(pair)
+    frame["pair"] |= {
+        "choices": [stage.pair_name(each) for each in stage.pairs(next(iter(takes)))],
+        "value": stage.pair_name(pair),
+    }
     frame["view"]["value"] = next(name for name, each in VIEWS.items() if each == view)
     if view == "slider":
         frame["slider"] = tuple(takes[side].picture for side in pair)

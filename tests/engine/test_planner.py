@@ -18,7 +18,7 @@ from distri_engine.evaluation.costs import GUIDANCE, SINGLE, STALE, SYNC, Costs,
 from distri_engine.evaluation.experience import Experience, Measured, Timing, fitted
 from distri_engine.evaluation.machine import Machine
 from distri_engine.evaluation.models import unet_config, unet_on_meta
-from distri_engine.evaluation.planner import MARGIN, Picture, Plan, Way, choose, predicted, ways, works
+from distri_engine.evaluation.planner import MARGIN, Estimate, Picture, Plan, Way, choose, predicted, ways, works
 from distri_engine.evaluation.published import A100, check_published
 from distri_engine.request import GenerationRequest
 from launcher.model import DEMO_MODEL
@@ -101,6 +101,19 @@ def test_only_what_fits_is_chosen_from() -> None:
     unguided = ways(request.replace(guidance_scale=1.0), config, 4, 32, SDXL)
     assert not any(way.split_batch for way in unguided)
     assert len(unguided) == 1 + 3 + 3
+
+
+def test_what_ranks_cannot_do_is_not_claimed() -> None:
+    """Pictures measured at different times may have had different machines to themselves."""
+    one = plan(A100, 1024, 2)
+    chosen = dataclasses.replace(one.chosen, seconds=1.0, pictures=3)
+
+    def said(seconds: float) -> str:
+        alone = Estimate(way=Way(parallelism=Parallelism.SINGLE, ranks=1), seconds=seconds, pictures=3)
+        return dataclasses.replace(one, chosen=chosen, estimates=(chosen, alone)).reason()
+
+    assert said(1.8) == "1.8x faster than one device was measured at 1024 x 1024"
+    assert said(7.2) == "faster than one device was measured at 1024 x 1024"
 
 
 def test_sentences() -> None:

@@ -329,6 +329,7 @@ def test_gallery_survives_a_reload_and_brings_settings_back(visit: Visit) -> Non
     assert visitor.page.input_value("#prompt textarea") == "the second picture"
     visitor.page.wait_for_function("document.querySelectorAll('.df-tile').length === 2")
     visitor.page.click(".df-tile >> nth=1")
+    visitor.page.wait_for_selector(".df-tile:nth-child(2)[aria-current]")
     visitor.wait_prompt("the first picture")
     visitor.page.wait_for_selector("#canvas.df-sliding")  # with its pair
     assert visitor.page.locator(".df-label").all_inner_texts() == ["Naive patch", "DistriFusion"]

@@ -338,6 +338,19 @@ def test_size_of_zero_is_refused_not_replaced(side: str) -> None:
         settings.plan({**settings.DEFAULTS, "prompt": "x", side: 0}, IDLE)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("steps", "Steps is empty; 30 is usual"),
+        ("guidance_scale", "Guidance is empty; 5 is usual"),
+        ("warmup_steps", "Warm-up steps is empty; 4 is usual"),
+    ],
+)
+def test_an_empty_field_is_called_by_its_label(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings.plan({**settings.DEFAULTS, "prompt": "x", name: None}, IDLE)
+
+
 @pytest.mark.parametrize("auto_warmup", [False, True])
 def test_settings_come_back(auto_warmup: bool) -> None:
     values = {**settings.DEFAULTS, "prompt": "x", "random_seed": False, "seed": 9, "steps": 7, "mode": "no_sync"}

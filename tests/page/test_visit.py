@@ -156,6 +156,35 @@ def test_the_picture_that_was_asked_for_is_shown(client: FakeClient) -> None:
     *_, last = visits.follow(visits.start(WHO, chosen)["current"], WHO)
     assert last["stage"]["label"] == "Tensor parallel"
     assert list(last["current"]["takes"]) == ["tensor", "naive_patch", "single"]
+    assert last["pair"]["choices"] == ["Naive | Tensor parallel", "1 device | Tensor parallel", "1 device | Naive"]
+    assert last["pair"]["value"] in last["pair"]["choices"]
+    assert last["pair"]["interactive"]
+    for pair in last["pair"]["choices"]:
+        assert visits.look(last["current"], pair, "Side by side")["pair"]["value"] == pair
+
+
+def test_a_picture_from_the_gallery_does_not_stand_beside_lanes_of_another(client: FakeClient) -> None:
+    visits = Visits(client)
+    *_, first = visits.follow(visits.start(WHO, values(run="DistriFusion"))["current"], WHO)
+    *_, second = visits.follow(visits.start(WHO, values(run="DistriFusion", width=352, height=192))["current"], WHO)
+    assert any(lane.get("bars") for lane in second["lanes"]["lanes"])
+    back = visits.recall(second["current"], WHO, first["current"]["ids"][0])
+    assert not any(lane.get("bars") for lane in back["lanes"]["lanes"])
+    assert back["current"]["resting"]
+
+
+def test_naive_patches_are_left_out_where_nothing_is_cut(client: FakeClient) -> None:
+    split = values(parallelism="patch", split_batch="on", run="+ Naive + 1 device")
+    assert [str(config.parallelism) for config in settings.plan(split, client.status()).configs] == ["patch", "single"]
+    alone = settings.plan(split | {"guidance_scale": 1.0}, client.status())  # one branch: patches after all
+    assert [str(config.parallelism) for config in alone.configs] == ["patch", "naive_patch", "single"]
+
+
+def test_a_size_of_ones_own_has_no_ratio(client: FakeClient) -> None:
+    visits = Visits(client)
+    assert visits.proportion(256, 256) == {"aspect": "1:1"}
+    assert visits.proportion(32, 256) == {"aspect": None}
+    assert visits.proportion(None, 256) == {"aspect": None}
 
 
 def test_auto_takes_the_fastest_and_comes_back_as_what_it_was(client: FakeClient) -> None:
@@ -167,9 +196,13 @@ def test_auto_takes_the_fastest_and_comes_back_as_what_it_was(client: FakeClient
     assert last["why"] == frame["why"]
     assert last["links"]["link"]["parallelism"] == "patch"
     assert last["links"]["link"]["split_batch"] == "on"
-    back, _ = visits.arrive(frame["browser"], {})
-    assert (back["parallelism"], back["ranks"], back["split_batch"]) == ("patch", "auto", "on")
-    assert back["why"] == last["why"]
+    for back in (
+        visits.arrive(frame["browser"], {})[0],  # a reload
+        visits.arrive({"visitor": "v", "ids": frame["browser"]["ids"]}, {})[0],  # in a browser that keeps no draft
+        visits.recall(last["current"], WHO, last["current"]["ids"][0]),  # the gallery
+    ):
+        assert (back["parallelism"], back["ranks"], back["split_batch"]) == ("auto", "auto", "auto")
+        assert back["why"] == last["why"]
     compared = visits.start(WHO, values(run="+ Naive"))
     assert compared["why"]["text"].startswith("Auto: patches on 2 of 2 ranks; ")
     *_, last = visits.follow(compared["current"], WHO)
@@ -288,7 +321,7 @@ def test_what_was_set_and_not_used_comes_back(client: FakeClient) -> None:
     assert back == {**draft, "width": 256, "height": 256}  # of the picture that is shown
     assert visits.arrive(browser, {"prompt": "from a link"})[0]["prompt"] == "from a link"
     run = visits.start(browser, values(prompt="on its way"))
-    assert "draft" not in run["browser"]
+    assert run["browser"]["draft"] == values(prompt="on its way") | {"seed": run["seed"]}
     typed, _ = visits.arrive(run["browser"] | {"draft": draft}, {})
     assert (typed["prompt"], typed["current"]["busy"]) == ("the next one", True)
     for bad in ("x", ["prompt"], {"steps": {}, "mode": 7, "seed": [], "what": "ever", "auto_warmup": "perhaps"}):
