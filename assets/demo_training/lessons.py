@@ -19,7 +19,7 @@ from assets.demo_training.text import load_tokenizers, token_ids
 PARAPHRASES = 4  # captions a picture
 SIZES = (128, 192, 256, 384, 512, 768, 1024)  # what the size conditioning may claim when it does not tell the truth
 TRUE = 0.85  # share of pictures whose size conditioning does
-FIRST = 0.3  # share of the training that is for the first lessons
+THEN, LAST = 0.3, 0.7  # shares of the training after which the next lessons begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Lessons:
     def __init__(self, folder: Path, lots: Sequence[Lot], device: str, seed: int) -> None:
         self._rng, self._device = np.random.default_rng(seed), device
         self._shapes = [lot.shape for lot in lots]
-        first, later = (np.array([getattr(shape, name) for shape in self._shapes]) for name in ("first", "steps"))
-        self._weights = first / first.sum(), later / later.sum()
+        parts = {name: np.array([getattr(shape, name) for shape in self._shapes]) for name in ("first", "then", "last")}
+        self._weights = {name: shares / shares.sum() for name, shares in parts.items()}
         self._latents = [torch.from_numpy(np.array(lot.latents)).to(device) for lot in lots]
         self._tokenizers = load_tokenizers(folder)
         self.empty = [token_ids(tokenizer, [""]).to(device).long() for tokenizer in self._tokenizers]
@@ -54,7 +54,8 @@ class Lessons:
         is over.
         """
         rng, device = self._rng, self._device
-        lot = int(rng.choice(len(self._shapes), p=self._weights[int(share >= FIRST)]))
+        lessons = "first" if share < THEN else "then" if share < LAST else "last"
+        lot = int(rng.choice(len(self._shapes), p=self._weights[lessons]))
         shape, latents = self._shapes[lot], self._latents[lot]
         count = max(1, round(most * shape.batch))
         chosen = torch.from_numpy(rng.integers(0, len(latents), count)).to(device)

@@ -34,7 +34,8 @@ class Shape:
     pictures: float  # share of the training set
     kept: float  # share of those whose pixels are kept, for the decoder
     first: float  # share of the UNet's steps in its first lessons
-    steps: float  # and after them
+    then: float  # after them
+    last: float  # in the last lessons
     batch: float  # share of a batch, so that steps cost about the same
 
     @property
@@ -43,14 +44,15 @@ class Shape:
         return f"{self.height}x{self.width}"
 
 
-# The first lessons are about small pictures: what words mean and where things stand costs a quarter there.
+# The first lessons are about small pictures: what words mean and where things stand costs a quarter there. The last
+# ones are about the largest, where a subject is most easily drawn twice.
 SHAPES = (
-    Shape(height=256, width=256, pictures=0.35, kept=0.3, first=0.35, steps=0.3, batch=1),
-    Shape(height=256, width=384, pictures=0.08, kept=0.1, first=0, steps=0.1, batch=0.65),
-    Shape(height=384, width=256, pictures=0.08, kept=0.1, first=0, steps=0.1, batch=0.65),
-    Shape(height=384, width=384, pictures=0.1, kept=0.1, first=0, steps=0.15, batch=0.4),
-    Shape(height=512, width=512, pictures=0.12, kept=0.1, first=0, steps=0.35, batch=0.25),
-    Shape(height=128, width=128, pictures=0.27, kept=0.05, first=0.65, steps=0, batch=3),
+    Shape(height=256, width=256, pictures=0.35, kept=0.3, first=0.35, then=0.3, last=0.25, batch=1),
+    Shape(height=256, width=384, pictures=0.08, kept=0.1, first=0, then=0.1, last=0.07, batch=0.65),
+    Shape(height=384, width=256, pictures=0.08, kept=0.1, first=0, then=0.1, last=0.07, batch=0.65),
+    Shape(height=384, width=384, pictures=0.1, kept=0.1, first=0, then=0.15, last=0.11, batch=0.4),
+    Shape(height=512, width=512, pictures=0.12, kept=0.1, first=0, then=0.35, last=0.5, batch=0.25),
+    Shape(height=128, width=128, pictures=0.27, kept=0.05, first=0.65, then=0, last=0, batch=3),
 )
 
 

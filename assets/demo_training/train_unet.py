@@ -1,6 +1,6 @@
 """Trains the UNet and both text encoders together, from scratch or from another pipeline: v-prediction on SDXL's noise
-schedule, Muon for matrices and AdamW for the rest, and saves a pipeline with whatever decoder train_decoder.py has by
-then.
+schedule made to end in nothing but noise, Muon for matrices and AdamW for the rest, and saves a pipeline with whatever
+decoder train_decoder.py has by then.
 
     python -m assets.demo_training.train_unet --folder build/demo --minutes 52 --start-from assets/demo_model
 
@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
 from assets.demo_training import checkpoint, start
 from assets.demo_training.crew import Crew
-from assets.demo_training.export import save_pipeline
+from assets.demo_training.export import noise_schedule, save_pipeline
 from assets.demo_training.hand_set_vae import build_vae
 from assets.demo_training.lessons import Batch, Lessons
 from assets.demo_training.muon import Muon
@@ -33,7 +33,7 @@ from assets.demo_training.scenes import SHAPES, open_scenes
 from assets.demo_training.text import build_encoders, build_tokenizers, encode_text, load_tokenizers
 
 EMPTY, ZEROS = 0.03, 0.08  # shares of prompts replaced by the encoded empty prompt, and by zeros
-SIDE = 32  # of the latents of a 256 x 256 picture, whose noise levels are evenly spread
+AREA = 32 * 32  # of the latents of a 256 x 256 picture, whose noise levels are evenly spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +100,8 @@ def build_unet(preset: Preset, text_width: int = 64, text_width_2: int = 128) ->
 
 
 def signal_power(device: str) -> torch.Tensor:
-    """The cumulative product of alphas of SDXL's schedule, [1000]."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    return (1 - betas).cumprod(0).float().to(device)
+    """The cumulative product of alphas of the schedule that the pipeline samples with, [1000]."""
+    return DDIMScheduler.from_config(noise_schedule().config).alphas_cumprod.to(device)
 
 
 class Learner:
@@ -147,8 +146,7 @@ class Learner:
         # Stratified: every batch covers all noise levels. The same noise hides less of a larger picture (Hoogeboom et
         # al., "simple diffusion", 2023, section 2.1): it is decided at noisier steps, and has more of them here.
         strata = (torch.arange(count, device=self.device) + torch.rand(count, device=self.device)) / count
-        side = (latents.shape[-2] * latents.shape[-1]) ** 0.5
-        times = (strata ** (SIDE / side) * 1000).long().clamp(0, 999)
+        times = (strata ** (AREA / latents[0, 0].numel()) * 1000).long().clamp(0, 999)
         noise = torch.randn_like(latents)
         power = self.signal[times].view(-1, 1, 1, 1)
         noisy = power.sqrt() * latents + (1 - power).sqrt() * noise

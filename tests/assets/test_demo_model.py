@@ -63,6 +63,9 @@ def test_ddim_keeps_the_schedule(pipeline: StableDiffusionXLPipeline) -> None:
     assert scheduler.config.prediction_type == "v_prediction"
     assert not scheduler.config.clip_sample
     assert not scheduler.config.set_alpha_to_one
+    assert scheduler.alphas_cumprod[-1] == 0  # it was trained to begin with nothing but noise
+    scheduler.set_timesteps(20)
+    assert scheduler.timesteps[0] == 999
 
 
 def test_follows_the_prompt(pipeline: StableDiffusionXLPipeline) -> None:
