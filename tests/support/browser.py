@@ -25,7 +25,7 @@ CUT = """() => [...document.querySelectorAll(".gradio-container *")].filter((nod
 
 # The part of the page that has the focus, where it can be seen that something has it.
 FOCUSED = """() => {
-  const seen = (style) => style.outlineStyle !== "none" || style.boxShadow !== "none";
+  const seen = (style) => style.outlineStyle === "solid" && parseFloat(style.outlineWidth) >= 2;
   const node = document.activeElement;
   const part = node.closest("#actions, #controls .block[id], #tools, #explain, #gallery");
   return part && [node, node.closest("label")].some((each) => each && seen(getComputedStyle(each))) ? part.id : "";
