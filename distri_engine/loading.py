@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import StableDiffusionXLPipeline
 
 from distri_engine.errors import ModelError, UnsupportedError
@@ -50,11 +51,54 @@ def load_pipeline(
         kwargs |= {"requires_safety_checker": False} if "requires_safety_checker" in accepted else {}
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     try:
+        if text:
+            kwargs |= _text_encoders(model, kind, dtype, kwargs)
         pipe = kind.from_pretrained(model, dtype=dtype, **kwargs)
+        _check_whole(model, pipe)
+    except ModelError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the model {model} cannot be opened as an {family} pipeline: {reason}") from error
     return pipe.to(device)
+
+
+_FETCHING = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
+
+def _text_encoders(model: str, kind: Any, dtype: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The text encoders of `model` that are not `given`. transformers would fill weights that a file lacks with random
+    numbers, and another picture came of each start; here that is a ModelError.
+    """
+    where = {name: given[name] for name in _FETCHING if name in given}
+    files = {name: given[name] for name in ("use_safetensors", "variant") if name in given}
+    index = kind.load_config(model, **where)
+    encoders = {}
+    for part in ("text_encoder", "text_encoder_2"):
+        library, name = index.get(part) or ("", "")
+        if library != "transformers" or part in given or not isinstance(dtype, torch.dtype):
+            continue
+        encoders[part], told = getattr(transformers, str(name)).from_pretrained(
+            model, subfolder=part, dtype=dtype, output_loading_info=True, **where, **files
+        )
+        _refuse_missing(model, part, list(told["missing_keys"]))
+    return encoders
+
+
+def _check_whole(model: str, pipe: Any) -> None:
+    """Raise ModelError for weights that diffusers did not find, and left without content."""
+    for part, module in pipe.components.items():
+        if isinstance(module, torch.nn.Module):
+            _refuse_missing(model, part, [name for name, weight in module.named_parameters() if weight.is_meta])
+
+
+def _refuse_missing(model: str, part: str, missing: list[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"the weights of {model}/{part} lack {min(missing)}"
+            + (f" and {len(missing) - 1} others" if missing[1:] else "")
+            + "; the file is incomplete, or of another model: fetch it again"
+        )
 
 
 def check_family(pipe: Any) -> None:

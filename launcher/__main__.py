@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher import benchmark, coco, dump_coco, export_html, metrics, profile
 from launcher.batch import Failed
-from launcher.files import check_target, write_json
+from launcher.files import check_apart, check_target, write_json
 from launcher.generate import make_picture
 from launcher.measure import Unmeasured
 from launcher.options import OneLineParser, add_group_options, named, refuse
@@ -67,6 +67,7 @@ def _generate(words: argparse.Namespace) -> None:
     config = config_of(words)
     if words.report is not None:
         check_target(words.report, "report.json")
+        check_apart(output=words.output, report=words.report)
     report = make_picture(
         request,
         config,

@@ -23,7 +23,16 @@ from launcher.benchmark_table import table
 from launcher.benchmark_worker import Loading
 from launcher.files import check_target, write_json
 from launcher.generate import fit
-from launcher.options import add_loading_options, choices, number, rank_counts, switches, usable_cores
+from launcher.options import (
+    add_loading_options,
+    choices,
+    given,
+    number,
+    rank_counts,
+    refuse_ignored,
+    switches,
+    usable_cores,
+)
 from launcher.picture_options import add_request_options, request_of
 
 DESCRIPTION = """\
@@ -99,6 +108,11 @@ def run(words: argparse.Namespace) -> None:
     """Check, measure, print. Raises ValueError for what makes no sense, Failed if a process ends early."""
     if words.json is not None:
         check_target(words.json, "benchmark.json")
+    names = given(words, add_options)
+    if words.share_of is None:
+        refuse_ignored("benchmark without --share-of", [name for name in names if name in share.OWN])
+    else:
+        refuse_ignored("--share-of", [name for name in names if name not in share.USED])
     report = measure(plan(words)) if words.share_of is None else share.measure(words)
     if words.json is not None:
         write_json(report, words.json)

@@ -38,20 +38,26 @@ def in_turns(
     crew: BenchmarkCrew, rows: Sequence[Row], request: GenerationRequest, measuring: Measuring, began: float
 ) -> list[list[Run]]:
     """The runs of every row that count. In each round everybody has one turn; no round starts that would not be over in
-    time, as far as the longest so far can tell. began: when the time began to run.
+    time, as far as the longest so far can tell, but for one of warm-up and one that counts. began: when the time began
+    to run.
     """
     runs: list[list[Run]] = [[] for _ in rows]
     total, show = measuring.warmup_times + measuring.test_times, sys.stderr.isatty()
+    warmups = measuring.warmup_times
     longest = 0.0
     for turn in range(total):
         start = time.monotonic()
-        if measuring.minutes is not None and runs[0] and start - began + longest > 60 * measuring.minutes:
-            break
+        if measuring.minutes is not None:
+            left = 60 * measuring.minutes - (start - began)
+            if runs[0] and left < longest:
+                break
+            if 0 < turn < warmups and left < 2 * longest:  # no time for another one beside one that counts
+                warmups = turn
         for index in turn_order(len(rows), turn):
             if show:
                 print(f"\r\033[Kround {turn + 1} of {total}: {rows[index].name} ", end="", file=sys.stderr, flush=True)
             made = crew.make(rows[index], request)
-            if turn >= measuring.warmup_times:
+            if turn >= warmups:
                 runs[index].append(made)
         longest = max(longest, time.monotonic() - start)
     if show:

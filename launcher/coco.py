@@ -107,6 +107,8 @@ def run(words: argparse.Namespace) -> None:
     request, config = request_of(words, prompt="-", seed=0), config_of(words)
     if words.json is not None:
         check_target(words.json, "coco.json")
+        if words.json.resolve().parent == words.output.resolve():
+            raise ValueError(f"{words.json} would lie among the run's own files; choose another place for --json")
     crew = errand.Crew.resolved(words.ranks, words.device, words.model, words.text_encoder_on)
     request = fit(request, config, crew)
     if request.height is not None and request.width is not None:

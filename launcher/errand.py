@@ -8,6 +8,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +89,10 @@ def _wait(agent: subprocess.Popen[bytes], watch: Callable[[], None] | None) -> i
             except subprocess.TimeoutExpired:
                 assert watch is not None
                 watch()
-    except KeyboardInterrupt:
-        agent.wait()  # it got the same Ctrl+C
-        raise
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            with suppress(subprocess.TimeoutExpired):
+                agent.wait(_END_S)  # it got the same Ctrl+C, unless the signal was for this process alone
         agent.terminate()  # it ends its ranks first: nobody writes where we clean up
         try:
             agent.wait(_END_S)

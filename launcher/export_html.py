@@ -16,7 +16,7 @@ from distri_engine.config import check_int
 from distri_engine.evaluation.coco import read_captions
 from distri_engine.evaluation.likeness import opened
 from launcher import picture_folder as pictures
-from launcher.files import check_target, whole_file, write_json
+from launcher.files import check_apart, check_target, whole_file, write_json
 from launcher.options import named
 from launcher.side_by_side.page import Column, Picture, Row, page
 from launcher.side_by_side.scores import Metrics, Score
@@ -49,6 +49,7 @@ def run(words: argparse.Namespace) -> None:
         raise ValueError(f"{words.output} is not named as a page; give a name that ends with {' or '.join(SUFFIXES)}")
     if words.json is not None:
         check_target(words.json, "export.json")
+        check_apart(output=words.output, json=words.json)
     if words.full and words.width is not None:
         raise ValueError("--full leaves pictures as they are, and --width reduces them; give one of the two")
     width = None if words.full else check_int("width", WIDTH if words.width is None else words.width, 16, 16384)

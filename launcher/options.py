@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +58,22 @@ def named(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty name is none; give one")
     return Path(text)
+
+
+def given(words: argparse.Namespace, add_options: Callable[[argparse.ArgumentParser], None]) -> list[str]:
+    """The names of a command's options that are not what they are by default."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    for action in parser._actions:
+        action.required = False
+    return [name for name, value in vars(parser.parse_args([])).items() if getattr(words, name) != value]
+
+
+def refuse_ignored(by: str, names: Sequence[str]) -> None:
+    """Raise ValueError if there are `names` of options that have no effect with `by`."""
+    if names:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise ValueError(f"{by} does not use {options}; leave that out")
 
 
 def refuse(message: object) -> NoReturn:

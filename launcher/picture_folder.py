@@ -63,6 +63,10 @@ def check_texts(folder: Path, texts: Sequence[str], marker: str) -> None:
     """
     _check_place(folder)
     there = numbers(folder)
+    if (folder / CAPTIONS).exists() and marker != CAPTIONS and not (folder / marker).exists():
+        raise ValueError(
+            f"{folder / CAPTIONS} is not of a run of this command, which would replace it; choose another --output"
+        )
     if there and not (folder / marker).exists():
         raise ValueError(f"{folder} holds pictures, and no {marker} that says what they are; choose another --output")
     for index, (old, new) in enumerate(zip(read_texts(folder), texts, strict=False)):
@@ -85,13 +89,13 @@ def _check_place(folder: Path) -> None:
 
 
 def write_texts(folder: Path, texts: Sequence[str], via: Path) -> None:
-    """Write the captions, one a line, and those after them that the folder has pictures of. Without pictures the
-    folder begins anew.
+    """Write the captions, one a line, and those after them that the folder has already. Without pictures of theirs a
+    folder with other captions begins anew.
     """
     old = read_texts(folder)
     if not numbers(folder):
         (folder / SECONDS).unlink(missing_ok=True)
-    else:
+    if numbers(folder) or old[: len(texts)] == list(texts):
         texts = [*texts, *old[len(texts) :]]
     if texts != old:
         with whole_file(folder / CAPTIONS, via=via) as file:

@@ -18,7 +18,7 @@ from distri_engine.request import GenerationRequest
 from launcher import plan
 from launcher.files import check_target, write_json
 from launcher.model import sizes
-from launcher.options import choices, factors, number, rank_counts
+from launcher.options import choices, factors, given, number, rank_counts, refuse_ignored
 from launcher.profile_table import table
 
 if TYPE_CHECKING:
@@ -79,7 +79,10 @@ def run(words: argparse.Namespace) -> None:
     """Check, count, print. Raises ValueError for what makes no sense."""
     if words.json is not None:
         check_target(words.json, "profile.json")
-    _check_used(words)
+    if words.check_published or words.plan:
+        option = "check_published" if words.check_published else "plan"
+        ignored = [name for name in given(words, add_options) if name not in (option, *USED[option])]
+        refuse_ignored(f"--{option.replace('_', '-')}", ignored)
     if words.check_published:
         plan.published(words.json)
         return
@@ -112,19 +115,6 @@ def run(words: argparse.Namespace) -> None:
     if words.json is not None:
         write_json(report, words.json)
     print(table(report))
-
-
-def _check_used(words: argparse.Namespace) -> None:
-    """Raise ValueError for options that --plan or --check-published would ignore."""
-    if not (words.check_published or words.plan):
-        return
-    option = "check_published" if words.check_published else "plan"
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    changed = [name for name, value in vars(parser.parse_args([])).items() if getattr(words, name) != value]
-    if ignored := [name for name in changed if name not in (option, *USED[option])]:
-        names = [f"--{name.replace('_', '-')}" for name in (option, *ignored)]
-        raise ValueError(f"{names[0]} does not use {' and '.join(names[1:])}; leave that out")
 
 
 def measure(

@@ -20,6 +20,11 @@ SIDE = 1024  # pixels, unless asked otherwise
 STOCK = "diffusers"
 WHOLE, BLOCKS = "whole", "blocks"  # what torch.compile is given
 STEP, DECODE = "step", "decode"
+OWN = ("random_weights", "sizes", "dtype", "compile", "cuda_graph")  # options that mean nothing without --share-of
+USED = (  # and those that mean something with it; why --model does not is said in `measure`
+    *("share_of", "model", "device", "height", "width", "guidance_scale", "parallelism", "mode", "split_batch"),
+    *("warmup_times", "test_times", "threads_per_rank", "json", *OWN),
+)
 Timed = tuple[dict[str, Any], Callable[[], object]]  # a row of the table, and what it times
 
 

@@ -113,6 +113,7 @@ def standardise(judge: Judge, pictures: np.ndarray) -> None:
 def main() -> None:
     """Train, test, save."""
     options = parse_options()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     judge = train(options)
     pictures, _ = lessons(options.folder, "training", TRAINING_SEED, options.pictures)
     standardise(judge, pictures[:2000])

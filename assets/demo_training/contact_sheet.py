@@ -23,12 +23,19 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("outputs/measured"))
     parser.add_argument("--output", type=Path, default=Path("contact.jpg"))
     parser.add_argument("--columns", nargs="+", default=COLUMNS, help="folders in --folder")
-    parser.add_argument("--titles", nargs="+", default=TITLES)
+    parser.add_argument("--titles", nargs="+", help="of the columns (default: the folders' names)")
     parser.add_argument("--count", type=int, default=32, help="captions, the first ones")
     parser.add_argument("--blocks", type=int, default=2, help="captions beside each other")
     parser.add_argument("--side", type=int, default=124, help="pixels of a picture on the sheet")
     parser.add_argument("--quality", type=int, default=76)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.titles is None:
+        options.titles = TITLES if tuple(options.columns) == COLUMNS else options.columns
+    if len(options.titles) != len(options.columns):
+        parser.error(f"{len(options.titles)} titles for {len(options.columns)} columns; give one a column")
+    if options.output.suffix.lower() not in (".jpg", ".jpeg"):
+        parser.error(f"{options.output} is not named as a JPEG; give a name that ends with .jpg")
+    return options
 
 
 def sheet(options: argparse.Namespace) -> Image.Image:

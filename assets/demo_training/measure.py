@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from assets.demo_training.held_out import described, held_out
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGE = ROOT / "assets" / "demo_judge" / "judge.safetensors"
+NOTE = "made.json"  # beside pictures: how they were made
 EQUAL = 100.0  # dB, of pictures without any difference: JSON has no infinity
 QUESTIONS = ("subject", "colour", "time", "ground", "weather")
 
@@ -77,9 +80,7 @@ def add_options(parser: argparse.ArgumentParser, count: int) -> None:
 
 
 def make(options: argparse.Namespace, folder: Path, run: Run, captions: list[str], negative: str = "") -> None:
-    """Make the pictures of a run that are not there yet."""
-    if all((folder / f"{index:04d}.png").exists() for index in range(len(captions))):
-        return
+    """Make the pictures of a run that are not there yet. Ends the program if those that are were made otherwise."""
     task = {
         "pipeline": str(options.pipeline),
         "folder": str(folder),
@@ -92,11 +93,41 @@ def make(options: argparse.Namespace, folder: Path, run: Run, captions: list[str
         "batch": options.batch,
         "config": run.config,
     }
+    keep_note(folder, {**task, "weights": digest(options.pipeline)})
+    if all((folder / f"{index:04d}.png").exists() for index in range(len(captions))):
+        return
     ranks = run.ranks if run.config else options.processes
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
     words = [sys.executable, *torchrun, "-m", "assets.demo_training.measured_pictures", json.dumps(task)]
     environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"} | os.environ
-    subprocess.run(words, check=True, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    done = subprocess.run(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if re.match(r"(\[rank\d+\]: )?\S*(Error|Exception)", line)]
+        sys.exit(f"error: no pictures for {folder}: {said[0] if said else f'exit code {done.returncode}'}")
+
+
+def keep_note(folder: Path, task: dict[str, Any]) -> None:
+    """Write down beside the pictures how they are made; what is there must have been made so."""
+    note, pictures = folder / NOTE, sorted(folder.glob("*.png"))
+    task = {name: value for name, value in task.items() if name not in ("folder", "batch", "pipeline")}
+    if pictures:
+        before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+        different = [name for name in task if name != "captions" and before.get(name) != task[name]]
+        old, new = before.get("captions", []), task["captions"]
+        if different or old[: len(new)] != new[: len(old)]:
+            what = ", ".join(different) or "captions"
+            sys.exit(f"error: {folder} holds pictures that were made with other {what}; choose another --folder")
+        task["captions"] = max(old, new, key=len)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(note, task)
+
+
+def digest(pipeline: Path) -> str:
+    """Of all weights of a pipeline folder."""
+    total = hashlib.sha256()
+    for file in sorted(pipeline.rglob("*.safetensors")):
+        total.update(file.read_bytes())
+    return total.hexdigest()
 
 
 def row(options: argparse.Namespace, name: str, scenes: list[dict[str, Any]]) -> dict[str, Any]:

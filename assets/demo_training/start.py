@@ -40,8 +40,9 @@ def copy_tokenizers(pipeline: Path, folder: Path) -> None:
 
 
 def listen() -> None:
-    """From now on SIGTERM sets `stopping`, so that a training saves before it ends."""
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    """From now on SIGTERM and Ctrl+C set `stopping`, so that a training saves before it ends."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
 
 
 def has_fast_bfloat16(device: str) -> bool:

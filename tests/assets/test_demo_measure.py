@@ -27,8 +27,9 @@ CAPTIONS = ["a red house on green hills at night", "a blue sailboat on the sea",
 SIZE = {"height": 64, "width": 96}
 
 
-def test_table_of_pictures_whose_truth_is_known(tmp_path: Path) -> None:
+def test_table_of_pictures_whose_truth_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """True pictures are right, and those of other captions wrong where the captions differ."""
+    monkeypatch.setattr(measure, "make", lambda *_, **__: None)
     scenes = [scene for _, scene in held_out(12)]
     for name, shift in (("single", 0), ("naive-2", 1)):
         (tmp_path / name).mkdir()
@@ -51,6 +52,33 @@ def test_table_of_pictures_whose_truth_is_known(tmp_path: Path) -> None:
     assert height >= 2 * 32
 
 
+def test_pictures_are_not_taken_for_those_of_another_run(tmp_path: Path) -> None:
+    def note(**changes: object) -> None:
+        task = {"captions": ["a", "b"], "steps": 30, "height": 256, "folder": "x", "batch": 2, "weights": "w"}
+        measure.keep_note(tmp_path, task | changes)
+
+    note()
+    (tmp_path / "0000.png").touch()
+    note(batch=9, folder="y", captions=["a"])  # fewer
+    note(captions=["a", "b", "c"])  # more
+    assert json.loads((tmp_path / measure.NOTE).read_text())["captions"] == ["a", "b", "c"]
+    for changes, what in (
+        ({"height": 512}, "height"),
+        ({"weights": "v"}, "weights"),
+        ({"captions": ["b"]}, "captions"),
+    ):
+        with pytest.raises(SystemExit, match=f"made with other {what}; choose another --folder"):
+            note(**changes)
+    assert measure.digest(DEMO_MODEL) == measure.digest(DEMO_MODEL) != measure.digest(DEMO_MODEL / "vae")
+
+
+def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
+    words = ["--pipeline", str(tmp_path / "nothing"), "--folder", str(tmp_path / "made"), "--count", "1"]
+    options = measure.parse_options([*words, "--processes", "1"])
+    with pytest.raises(SystemExit, match=r"no pictures for .*Error"):
+        measure.make(options, options.folder, measure.RUNS["single"], ["a house"])
+
+
 def test_negative_prompts_are_judged_by_what_is_still_there(tmp_path: Path) -> None:
     """Every second picture shows what is not wanted without the negative prompt, and none with it."""
     for refusal in negative.REFUSALS:
@@ -68,6 +96,7 @@ def test_negative_prompts_are_judged_by_what_is_still_there(tmp_path: Path) -> N
         words = ["--folder", str(work), "--count", "8"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(negative, "REFUSALS", (refusal,))
+            patch.setattr(negative, "make", lambda *_, **__: None)
             (row,) = negative.main(negative.parse_options(words))
         assert row["negative"] == refusal.prompt
         assert row["without"] >= row["with"] + 30, row  # 50 and 0, but for what the judge mistakes at this size

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from distri_engine import DistriConfig, DistriSDXLPipeline, Engine, GenerationRequest, ModelError
+from tests.support.pipelines import tiny_pipeline
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,20 @@ def test_configs(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError) as raised:
         DistriConfig(**fields)
     assert str(raised.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "unet", "vae"])
+def test_weights_that_a_file_lacks_are_no_random_numbers(tmp_path: Path, part: str) -> None:
+    tiny_pipeline("sdxl", own=True).save_pretrained(tmp_path)
+    (file,) = (tmp_path / part).glob("*.safetensors")
+    weights = load_file(file)
+    lost = sorted(weights)[:2]
+    save_file({name: weight for name, weight in weights.items() if name not in lost}, file, {"format": "pt"})
+    with pytest.raises(ModelError) as raised:
+        Engine(str(tmp_path), device="cpu")
+    said = str(raised.value)
+    assert f"{part} lack {lost[0]} and 1 others; the file is incomplete, or of another model" in said
+    assert "\n" not in said
 
 
 def test_models_that_cannot_be_opened(tmp_path: Any) -> None:

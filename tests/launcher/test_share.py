@@ -22,6 +22,11 @@ from tests.support.models import DEMO_MODEL
         (["--share-of", "2", "--sizes", "1024", "--height", "512"], "say the same twice"),
         (["--share-of", "2", "--parallelism", "paradigms"], "paradigms shares no step out"),
         (["--share-of", "2", "--split-batch", "half"], "unknown split_batch 'half'; choose of: on, off"),
+        (["--share-of", "2", "--prompt", "x", "--ranks", "1"], "--share-of does not use --ranks and --prompt; leave"),
+        (
+            ["--sizes", "64", "--dtype", "float16"],
+            "benchmark without --share-of does not use --sizes and --dtype; leave",
+        ),
         (["--share-of", "2", "--model", "there"], "--model there has no use with --share-of"),
         (["--share-of", "2", "--random-weights", "/nothing"], "model /nothing has no unet/config.json"),
     ],
