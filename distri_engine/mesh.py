@@ -153,7 +153,7 @@ class Mesh:
 
     def axes(self, config: DistriConfig, *, guided: bool) -> Axes:
         """How the ranks are laid out for a picture; `guided` says whether it runs both guidance branches."""
-        if config.ranks is not None and used_ranks(config, config.ranks) != self.size:
+        if config.ranks not in (None, self.size) and used_ranks(config, config.ranks) != self.size:
             raise ValueError(
                 f"ranks {config.ranks} of a group of {self.size}: only the Engine lets some of them rest; "
                 f"start {config.ranks} with torchrun, or leave ranks out"

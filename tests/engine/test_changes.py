@@ -166,6 +166,14 @@ def test_text_is_encoded_outside_a_picture() -> None:
         assert max(far) < 5e-6
 
 
+def alone_on_ranks() -> float:
+    return apart(parallel(parallelism="single", ranks=2), tiny_pipeline("sdxl", own=True))
+
+
+def test_one_device_of_all_the_ranks_there_are() -> None:
+    assert max(run_on_ranks(2, alone_on_ranks)) < 5e-6
+
+
 # --- between two steps
 
 

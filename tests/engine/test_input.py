@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from distri_engine import DistriConfig, DistriSDXLPipeline, Engine, GenerationRequest, ModelError
+from distri_engine import DistriConfig, DistriSDXLPipeline, Engine, GenerationRequest, ModelError, UnsupportedError
 from tests.support.pipelines import tiny_pipeline
 
 
@@ -72,6 +72,21 @@ def test_weights_that_a_file_lacks_are_no_random_numbers(tmp_path: Path, part: s
     said = str(raised.value)
     assert f"{part} lack {lost[0]} and 1 others; the file is incomplete, or of another model" in said
     assert "\n" not in said
+
+
+def test_distilled_guidance_is_not_taken_for_the_usual_one(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline("sdxl", own=True)
+    config = {name: value for name, value in pipeline.unet.config.items() if not name.startswith("_")}
+    pipeline.unet = type(pipeline.unet)(**config | {"time_cond_proj_dim": 8})
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="takes the guidance scale as an input, which is not supported here"):
+        Engine(str(tmp_path), device="cpu")
+
+
+def test_compile_is_refused_in_a_sentence() -> None:
+    pipeline = DistriSDXLPipeline(tiny_pipeline("sdxl", own=True), DistriConfig())
+    with pytest.raises(UnsupportedError, match="cannot be compiled; leave compile"):
+        pipeline.unet.compile()
 
 
 def test_models_that_cannot_be_opened(tmp_path: Any) -> None:
