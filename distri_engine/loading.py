@@ -5,6 +5,7 @@ run is pipelines.py's business.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,13 @@ def load_pipeline(
         kwargs |= {"requires_safety_checker": False} if "requires_safety_checker" in accepted else {}
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     try:
-        if text:
+        if text and not kwargs.get("quantization_config"):
             kwargs |= _text_encoders(model, kind, dtype, kwargs)
         pipe = kind.from_pretrained(model, dtype=dtype, **kwargs)
         _check_whole(model, pipe)
     except ModelError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the model {model} cannot be opened as an {family} pipeline: {reason}") from error
     return pipe.to(device)
@@ -78,9 +79,14 @@ def _text_encoders(model: str, kind: Any, dtype: Any, given: dict[str, Any]) -> 
         library, name = index.get(part) or ("", "")
         if library != "transformers" or part in given or not isinstance(dtype, torch.dtype):
             continue
-        encoders[part], told = getattr(transformers, str(name)).from_pretrained(
-            model, subfolder=part, dtype=dtype, output_loading_info=True, **where, **files
-        )
+        load = partial(getattr(transformers, str(name)).from_pretrained, model, subfolder=part, dtype=dtype, **where)
+        try:
+            encoders[part], told = load(output_loading_info=True, **files)
+        except OSError:
+            if not files.get("variant"):
+                raise
+            # As in diffusers: a part without files of the variant has plain ones.
+            encoders[part], told = load(output_loading_info=True, **files | {"variant": None})
         _refuse_missing(model, part, list(told["missing_keys"]))
     return encoders
 

@@ -233,8 +233,8 @@ class DistriPipeline:
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """As in diffusers, on every rank: rank 0 encodes for all, unless text_encoder_on="all"."""
         encode = self.pipeline.encode_prompt
-        if self.text_encoder_on is TextEncoderOn.ALL:
-            return encode(*args, **kwargs)
+        if self.text_encoder_on is TextEncoderOn.ALL or "encode_prompt" in vars(self.pipeline):
+            return encode(*args, **kwargs)  # during a call: together, or in a callback alone
         given = inspect.signature(encode).bind(*args, **kwargs)
         given.apply_defaults()
         guided = bool(given.arguments["do_classifier_free_guidance"])

@@ -4,6 +4,7 @@ tells the others what came of it, so that every rank goes on alike. If it fails,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import MethodType
@@ -118,7 +119,7 @@ class StepRelay:
 
         def call() -> list[torch.Tensor]:
             before = {name: value.clone() if torch.is_tensor(value) else value for name, value in tensors.items()}
-            scale = _lora_scale(pipe)
+            scale, adapters = _lora_scale(pipe), _adapters(pipe)
             with _alone(pipe):
                 returned = self.callback(pipe, index, timestep, {name: tensors[name] for name in self.asked})
             if not isinstance(returned, dict):
@@ -126,6 +127,11 @@ class StepRelay:
             if _lora_scale(pipe) != scale:
                 raise UnsupportedError(
                     "a callback cannot change cross_attention_kwargs on all ranks; use set_adapters before the picture"
+                )
+            if _adapters(pipe) != adapters:
+                raise UnsupportedError(
+                    "a callback runs on rank 0 and cannot switch adapters on all ranks; use set_adapters before the "
+                    "picture"
                 )
             result.update({name: value for name, value in returned.items() if name in tensors})
             changed = [_differs(name, before[name], result[name]) for name in tensors]
@@ -187,6 +193,13 @@ def relay_callbacks(pipe: Any, mesh: Mesh, call: dict[str, Any]) -> None:
 
 def _lora_scale(pipe: Any) -> Any:
     return (pipe.cross_attention_kwargs or {}).get("scale")
+
+
+def _adapters(pipe: Any) -> list[Any]:
+    """What `set_adapters`, `disable_lora` and their like change."""
+    layers = [module for module in pipe.unet.unet.modules() if hasattr(module, "base_layer")]
+    switches = ("active_adapters", "disable_adapters", "merged", "scaling")
+    return [copy.copy(getattr(layer, name, None)) for layer in layers for name in switches]
 
 
 def _differs(name: str, before: Any, after: Any) -> bool:

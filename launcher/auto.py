@@ -47,7 +47,7 @@ class Choice:
     """How to make the picture, and why."""
 
     config: DistriConfig
-    plan: dict[str, Any]  # "sentence" and "candidates", for the report
+    plan: dict[str, Any]  # "sentence", "candidates" and what was "asked" for, for the report
 
 
 class Auto:
@@ -73,7 +73,8 @@ class Auto:
             plan = self._plan(request, config, wish, status, survey)
         noun = noun_of(status)
         sentence = f"Auto: {plan.choice(noun)}; {plan.reason(noun)}."
-        return Choice(config=plan.chosen.way.applied(config, status.ranks), plan=plan.as_json(sentence))
+        chosen = plan.chosen.way.applied(config, status.ranks)
+        return Choice(config=chosen, plan=plan.as_json(sentence) | _asked(config, wish))
 
     def learn(self) -> None:
         """Fit to what has been measured since the last time, so that the next picture need not wait for it."""
@@ -151,7 +152,14 @@ def simple(request: GenerationRequest, config: DistriConfig, wish: Wish, *, stat
     noun = noun_of(status)
     words = Way.of(chosen, status.ranks, guided=request.guided).words(status.ranks, noun)
     sentence = f"Auto: {words}, until it is known what this model costs here."
-    return Choice(config=chosen, plan={"sentence": sentence, "candidates": []})
+    return Choice(config=chosen, plan={"sentence": sentence, "candidates": [], **_asked(config, wish)})
+
+
+def _asked(config: DistriConfig, wish: Wish) -> dict[str, Any]:
+    """What was not left to Auto, so that it can be asked for again."""
+    asked = {"ranks": config.ranks, "split_batch": wish.split_batch}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    return {"asked": asked} if asked else {}
 
 
 def device_kind(status: Status) -> str:

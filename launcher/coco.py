@@ -131,8 +131,9 @@ def make_pictures(task: Task, *, began: float, script: Sequence[str] = RANK_MODU
     pictures.check_settings(folder, task.settings)
     pictures.make_folder(folder)
     with pictures.at_work(folder, task.split) as part_folder:
-        pictures.write_texts(folder, task.texts, part_folder)
         watch = Watch(task, part_folder)
+        watch.write_run()  # first: captions without it are somebody else's
+        pictures.write_texts(folder, task.texts, part_folder)
         watch.write_run()
         if todo := pictures.missing(folder, task.indices):
             job = {

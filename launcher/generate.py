@@ -16,7 +16,7 @@ from distri_engine.config import DistriConfig, check_size
 from distri_engine.request import GenerationRequest
 from launcher import errand, png
 from launcher.batch import follow
-from launcher.files import check_target, sweep
+from launcher.files import check_target, is_stream, sweep
 from launcher.model import sizes
 from launcher.report import StepFigures, make_report
 from launcher.schema import as_config, as_parameters, as_request
@@ -41,6 +41,8 @@ def make_picture(
     """
     began = time.monotonic()
     check_target(output, "picture.png")
+    if is_stream(output):
+        raise ValueError(f"{output} is no file, and a picture becomes one; give the name of a file")
     crew = errand.Crew.resolved(ranks, device, model, text_encoder_on)
     request = fit(request, config, crew)
     if request.image is not None:
@@ -49,7 +51,7 @@ def make_picture(
     try:
         report = errand.run(script, job, crew, began=began)
     finally:
-        sweep(output.parent, output.name)  # nobody writes it any more
+        sweep(output.resolve().parent, output.resolve().name)  # nobody writes it any more
     return report | {"image": str(output.with_name(Path(report["image"]).name))}  # as it was given
 
 

@@ -63,7 +63,11 @@ def check_texts(folder: Path, texts: Sequence[str], marker: str) -> None:
     """
     _check_place(folder)
     there = numbers(folder)
-    if (folder / CAPTIONS).exists() and marker != CAPTIONS and not (folder / marker).exists():
+    own = (folder / marker).exists()
+    if marker == CAPTIONS and not there:  # the list alone: of a run that had not begun, or of something else
+        shared = list(zip(read_texts(folder), texts, strict=False))
+        own = all(old == new for old, new in shared)
+    if (folder / CAPTIONS).exists() and not own:
         raise ValueError(
             f"{folder / CAPTIONS} is not of a run of this command, which would replace it; choose another --output"
         )

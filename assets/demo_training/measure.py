@@ -93,7 +93,9 @@ def make(options: argparse.Namespace, folder: Path, run: Run, captions: list[str
         "batch": options.batch,
         "config": run.config,
     }
-    keep_note(folder, {**task, "weights": digest(options.pipeline)})
+    from assets.demo_training.measured_pictures import Task
+
+    keep_note(folder, {**dataclasses.asdict(Task(**task)), "model": digest(options.pipeline)})
     if all((folder / f"{index:04d}.png").exists() for index in range(len(captions))):
         return
     ranks = run.ranks if run.config else options.processes
@@ -123,10 +125,10 @@ def keep_note(folder: Path, task: dict[str, Any]) -> None:
 
 
 def digest(pipeline: Path) -> str:
-    """Of all weights of a pipeline folder."""
-    total = hashlib.sha256()
-    for file in sorted(pipeline.rglob("*.safetensors")):
-        total.update(file.read_bytes())
+    """Of all files of a pipeline folder but its card; an id is its own."""
+    total = hashlib.sha256(b"" if pipeline.is_dir() else str(pipeline).encode())
+    for file in sorted(file for file in pipeline.rglob("*") if file.is_file() and file.suffix != ".md"):
+        total.update(f"{file.relative_to(pipeline)}\n".encode() + file.read_bytes())
     return total.hexdigest()
 
 

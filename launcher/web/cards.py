@@ -55,7 +55,8 @@ def story(takes: Mapping[str, Take]) -> str:
         if main.seconds > reference.seconds:
             told += " (sharing this picture did not pay here)"
     sentence = "; ".join(part for part in (told, wait, decode) if part) + "."
-    return " ".join(part for part in (sentence, _differences(takes)) if part)
+    uncut = "No patch was cut: each device had a guidance branch." if main.uncut else ""
+    return " ".join(part for part in (sentence, _differences(takes), uncut) if part)
 
 
 def _differences(takes: Mapping[str, Take]) -> str:

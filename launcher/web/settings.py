@@ -243,10 +243,14 @@ def split_batch(chosen: bool | None, ranks: int) -> bool:
 
 
 def of_picture(
-    request: Mapping[str, Any], config: Mapping[str, Any], methods: Sequence[str], *, auto: bool = False
+    request: Mapping[str, Any],
+    config: Mapping[str, Any],
+    methods: Sequence[str],
+    *,
+    plan: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The values of the controls that make a finished picture again; `methods` are those it was compared with. `auto`:
-    what method Auto chose for it is left to Auto again.
+    """The values of the controls that make a finished picture again; `methods` are those it was compared with. `plan`:
+    Auto's for it; what it chose is left to Auto again, and what was asked for is asked for again.
     """
     values = {name: request[name] for name in DEFAULTS if name in request}
     values |= {name: config[name] for name in CHOICES if name in config and config[name] in CHOICES[name]}
@@ -259,8 +263,13 @@ def of_picture(
     main = {config.get("parallelism")}
     matching = [run for run, baselines in RUNS.items() if set(baselines) - main == set(methods) - main]
     values["run"] = matching[0] if matching else DEFAULTS["run"]
-    if auto:
-        values |= {name: DEFAULTS[name] for name in ("parallelism", "ranks", "split_batch")}
+    if plan is not None:
+        asked = plan.get("asked", {})
+        values |= {
+            "parallelism": "auto",
+            "ranks": str(asked.get("ranks", "auto")),
+            "split_batch": {None: "auto", True: "on", False: "off"}[asked.get("split_batch")],
+        }
     return values | {"random_seed": False}
 
 

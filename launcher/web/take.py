@@ -73,13 +73,24 @@ class Take:
         """Whether the two pictures can be laid over each other."""
         return all(self.request.get(side) == other.request.get(side) for side in ("height", "width"))
 
+    def _asked(self) -> tuple[DistriConfig, GenerationRequest]:
+        names = DistriConfig.__dataclass_fields__
+        config = DistriConfig(**{name: value for name, value in self.config.items() if name in names})
+        return config, GenerationRequest(**self.request)
+
+    @property
+    def uncut(self) -> bool:
+        """Whether several devices made it with a guidance branch each, and no patch was cut."""
+        if self.method != "patch":
+            return False
+        config, request = self._asked()
+        return patch_ranks(request, config, self.ranks) == 1 < used_ranks(config, self.ranks)
+
     def boxes(self) -> tuple[tuple[int, int, int, int], ...]:
         """The patches in picture pixels (left, top, right, bottom), in rank order; empty for one device."""
         if self.method not in ("patch", "naive_patch"):
             return ()
-        names = DistriConfig.__dataclass_fields__
-        config = DistriConfig(**{name: value for name, value in self.config.items() if name in names})
-        request = GenerationRequest(**self.request)
+        config, request = self._asked()
         used, patches = used_ranks(config, self.ranks), patch_ranks(request, config, self.ranks)
         height, width = (request.height or 0) // LATENT, (request.width or 0) // LATENT
         cut = cut_cols if self.method == "naive_patch" and config.split_scheme == "col" else cut_rows

@@ -261,8 +261,7 @@ class Visits:
         run = [*reversed(records)]  # oldest first: the one that was asked for before its baselines
         if takes := by_method(run):
             main = next(iter(takes.values()))
-            planned = "plan" in main.report
-            values = settings.of_picture(main.request, main.config, list(takes), auto=planned)
+            values = settings.of_picture(main.request, main.config, list(takes), plan=main.report.get("plan"))
             return self._ending(takes) | {"lanes": self._resting()} | self._fill(values)
         if not run:
             return {}

@@ -54,7 +54,7 @@ def test_table_of_pictures_whose_truth_is_known(tmp_path: Path, monkeypatch: pyt
 
 def test_pictures_are_not_taken_for_those_of_another_run(tmp_path: Path) -> None:
     def note(**changes: object) -> None:
-        task = {"captions": ["a", "b"], "steps": 30, "height": 256, "folder": "x", "batch": 2, "weights": "w"}
+        task = {"captions": ["a", "b"], "steps": 30, "height": 256, "folder": "x", "batch": 2, "model": "w"}
         measure.keep_note(tmp_path, task | changes)
 
     note()
@@ -64,7 +64,7 @@ def test_pictures_are_not_taken_for_those_of_another_run(tmp_path: Path) -> None
     assert json.loads((tmp_path / measure.NOTE).read_text())["captions"] == ["a", "b", "c"]
     for changes, what in (
         ({"height": 512}, "height"),
-        ({"weights": "v"}, "weights"),
+        ({"model": "v"}, "model"),
         ({"captions": ["b"]}, "captions"),
     ):
         with pytest.raises(SystemExit, match=f"made with other {what}; choose another --folder"):

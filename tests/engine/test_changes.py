@@ -177,6 +177,45 @@ def test_one_device_of_all_the_ranks_there_are() -> None:
 # --- between two steps
 
 
+def called_back_on_ranks() -> tuple[float, str]:
+    from distri_engine import UnsupportedError
+
+    plain, ours = tiny_pipeline("sdxl", own=True), parallel()
+
+    def reword(pipeline: Any) -> Any:
+        """A callback that does not use the pipeline it is given, but the one it knows."""
+
+        def callback(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if step == 0:
+                embeds, negative, *_ = pipeline.encode_prompt("a blue boat", do_classifier_free_guidance=True)
+                tensors["prompt_embeds"] = torch.cat([negative, embeds])
+            return tensors
+
+        return callback
+
+    asked = {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    images = [
+        pipe(**SIZE, **CALL, **asked, callback_on_step_end=reword(pipe), generator=seeded()).images
+        for pipe in (ours, plain)
+    ]
+    add_adapter(ours.unet, "one", ["to_k"])
+
+    def switch(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe.unet.set_adapters("one", 0.3)
+        return tensors
+
+    with pytest.raises(Exception, match="cannot switch adapters on all ranks") as error:
+        ours(**CALL, callback_on_step_end=switch, generator=seeded())
+    assert isinstance(error.value, UnsupportedError) or ours.mesh.rank
+    return relative(*images), type(error.value).__name__
+
+
+def test_callbacks_that_reach_past_what_they_are_given() -> None:
+    for far, error in run_on_ranks(2, called_back_on_ranks):
+        assert far < 5e-6
+        assert error in ("UnsupportedError", "MeshError")
+
+
 def switched_on_ranks(order: list[bool]) -> list[tuple[str, float]]:
     from distri_engine import DistriConfig, ParallelUNet, open_mesh
     from distri_engine.boards import BoardBucket

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from distri_engine import DistriConfig, DistriSDXLPipeline, Engine, GenerationRequest, ModelError, UnsupportedError
+from distri_engine.loading import load_pipeline
 from tests.support.pipelines import tiny_pipeline
 
 
@@ -72,6 +74,15 @@ def test_weights_that_a_file_lacks_are_no_random_numbers(tmp_path: Path, part: s
     said = str(raised.value)
     assert f"{part} lack {lost[0]} and 1 others; the file is incomplete, or of another model" in said
     assert "\n" not in said
+
+
+def test_a_variant_of_some_parts_alone(tmp_path: Path) -> None:
+    """As in diffusers, the others have their plain files."""
+    tiny_pipeline("sdxl", own=True).save_pretrained(tmp_path)
+    (file,) = (tmp_path / "unet").glob("*.safetensors")
+    file.rename(file.with_suffix(".fp16.safetensors"))
+    loaded = load_pipeline(str(tmp_path), torch.device("cpu"), variant="fp16")
+    assert loaded.text_encoder is not None
 
 
 def test_distilled_guidance_is_not_taken_for_the_usual_one(tmp_path: Path) -> None:

@@ -317,9 +317,12 @@ def test_auto_before_anything_is_known() -> None:
         ({"ranks": "1"}, "1 of 8 ranks alone"),
     ):
         run = settings.plan({**values, **changes}, eight)
+        asked = {"ranks": int(changes["ranks"])} if "ranks" in changes else {}
+        asked |= {"split_batch": False} if "split_batch" in changes else {}
         assert run.plan == {
             "sentence": f"Auto: {words}, until it is known what this model costs here.",
             "candidates": [],
+            **({"asked": asked} if asked else {}),
         }
 
 

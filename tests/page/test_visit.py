@@ -173,9 +173,22 @@ def test_a_picture_from_the_gallery_does_not_stand_beside_lanes_of_another(clien
     assert back["current"]["resting"]
 
 
+def test_what_was_asked_of_auto_is_asked_again(client: FakeClient) -> None:
+    client.known = KNOWN
+    visits = Visits(client)
+    *_, last = visits.follow(
+        visits.start(WHO, values(run="DistriFusion", ranks="2", split_batch="off"))["current"], WHO
+    )
+    back = visits.recall(last["current"], WHO, last["current"]["ids"][0])
+    assert (back["parallelism"], back["ranks"], back["split_batch"]) == ("auto", "2", "off")
+
+
 def test_naive_patches_are_left_out_where_nothing_is_cut(client: FakeClient) -> None:
     split = values(parallelism="patch", split_batch="on", run="+ Naive + 1 device")
     assert [str(config.parallelism) for config in settings.plan(split, client.status()).configs] == ["patch", "single"]
+    visits = Visits(client)
+    *_, last = visits.follow(visits.start(WHO, split)["current"], WHO)
+    assert last["cards"]["story"].endswith("No patch was cut: each device had a guidance branch.")
     alone = settings.plan(split | {"guidance_scale": 1.0}, client.status())  # one branch: patches after all
     assert [str(config.parallelism) for config in alone.configs] == ["patch", "naive_patch", "single"]
 
