@@ -277,12 +277,10 @@ class DistriPipeline:
         if pipeline is None or name in self.__dict__ or not hasattr(pipeline, name):
             super().__setattr__(name, value)
         elif name == "unet":
-            if not isinstance(value, ParallelUNet):
-                pipeline.unet = ParallelUNet(value, self.distri_config, self.mesh)
-            elif value.mesh is not self.mesh:  # of another pipeline around this one, whose mesh may be closed by now
-                pipeline.unet = ParallelUNet(value.unet, self.distri_config, self.mesh)
-            else:
-                pipeline.unet = value
+            if isinstance(value, ParallelUNet) and value.mesh is not self.mesh:
+                value = value.unet  # of another pipeline around this one, whose mesh may be closed by now
+            known = isinstance(value, ParallelUNet)
+            pipeline.unet = value if known else ParallelUNet(value, self.distri_config, self.mesh)
             if getattr(pipeline, "controlnet", None) is not None:
                 self.controlnet = pipeline.controlnet
         elif name == "controlnet":

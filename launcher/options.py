@@ -64,8 +64,6 @@ def given(words: argparse.Namespace, add_options: Callable[[argparse.ArgumentPar
     """The names of a command's options that are not what they are by default."""
     parser = argparse.ArgumentParser()
     add_options(parser)
-    for action in parser._actions:
-        action.required = False
     return [name for name, value in vars(parser.parse_args([])).items() if getattr(words, name) != value]
 
 
