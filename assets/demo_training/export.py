@@ -68,7 +68,7 @@ def save_pipeline(
     )
     pipeline.save_pretrained(out, safe_serialization=True)
     _amend(out / "scheduler" / "scheduler_config.json", FOR_OTHER_SCHEDULERS)
-    _amend(out / "vae" / "config.json", {})
+    save_decoder(out, vae)
     for name in PADS:
         for file in (
             "vocab.json",
@@ -77,6 +77,12 @@ def save_pipeline(
         ):  # which SDXL ships and transformers 5 omits
             shutil.copy(tokenizer_folder / name / file, out / name / file)
         _amend(out / name / "tokenizer_config.json", {})
+
+
+def save_decoder(out: Path, vae: AutoencoderKL) -> None:
+    """Save a copy of `vae` to the pipeline folder `out`, as float16."""
+    copy.deepcopy(vae).cpu().half().save_pretrained(out / "vae")
+    _amend(out / "vae" / "config.json", {})
 
 
 def _amend(path: Path, changes: dict) -> None:

@@ -1,6 +1,6 @@
 """Trains the decoder of the hand-set autoencoder: whole pictures and details of them, L1 on pixels and on their
 differences. The encoder is never trained, so latents cost an average pooling, and train_unet.py can run at the same
-time.
+time. Once there is a pipeline, half of the latents are painted anew by its UNet.
 
     python -m assets.demo_training.train_decoder --folder build/demo --minutes 28 --start-from assets/demo_model
 
@@ -20,14 +20,17 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from assets.demo_training import checkpoint, start
+from assets.demo_training.export import save_decoder
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae, protect_constants
-from assets.demo_training.scenes import SHAPES, as_tensor, make_scenes, open_scenes
+from assets.demo_training.repainter import Repainter
+from assets.demo_training.scenes import SHAPES, Lot, as_tensor, make_scenes, open_scenes
 
 SAVE_SECONDS = 240.0
 HELD_OUT = 40  # pictures, 256 x 256, that the decoder is measured on and never sees
 HELD_OUT_SEED = 20_240_301  # no multiple of scenes.CHUNK
 DETAIL = 128  # side of a detail in pixels
 DETAILS, PLACES = 3, 3  # details that stand for a whole picture; places to choose from
+REPAINTED = 0.5  # share of the steps whose latents are the UNet's, once there is one
 THIN, LINES = 5, 4.0  # pixels that a line is thinner than; how much more its pixels count
 
 
@@ -73,11 +76,52 @@ def details(pictures: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     """`count` squares of `pictures`, [count, DETAIL, DETAIL, 3]: of every picture, of a few places the busiest."""
     squares = []
     for index in np.sort(rng.integers(0, len(pictures), count)):
-        places = rng.integers(0, np.array(pictures.shape[1:3]) - DETAIL + 1, (PLACES, 2))
-        tries = [pictures[index, top : top + DETAIL, left : left + DETAIL] for top, left in places]
-        busy = [np.abs(np.diff(square[::2, ::2].astype(np.int16), axis=1)).sum() for square in tries]
-        squares.append(tries[int(np.argmax(busy))])
+        top, left = busiest_place(pictures[index], rng)
+        squares.append(pictures[index, top : top + DETAIL, left : left + DETAIL])
     return np.stack(squares)
+
+
+def busiest_place(picture: np.ndarray, rng: np.random.Generator, grid: int = 1) -> tuple[int, int]:
+    """Top and left of a square of `picture`, [H, W, 3], multiples of `grid` pixels."""
+    places = grid * rng.integers(0, (np.array(picture.shape[:2]) - DETAIL) // grid + 1, (PLACES, 2))
+    tries = [picture[top : top + DETAIL : 2, left : left + DETAIL : 2].astype(np.int16) for top, left in places]
+    top, left = places[int(np.argmax([np.abs(np.diff(square, axis=1)).sum() for square in tries]))]
+    return int(top), int(left)
+
+
+def drawn(
+    lot: Lot, options: argparse.Namespace, rng: np.random.Generator, look_closely: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures or details of them, [B, 3, H, W], and their latents, [B, 4, H / 8, W / 8], with noise."""
+    pictures = lot.pictures
+    if look_closely:
+        chosen = details(pictures, DETAILS * options.batch, rng)
+    else:
+        chosen = pictures[np.sort(rng.integers(0, len(pictures), options.batch))]
+    target = as_tensor(chosen[:, :, ::-1] if rng.random() < 0.5 else chosen, options.device)
+    latents = analytic_latents(target)
+    # The UNet's latents are never exact: learn to decode them with a little noise, of varying strength.
+    strength = 0.1 * torch.rand(len(latents), 1, 1, 1, device=options.device).square()
+    return target, latents + 0.02 * torch.randn_like(latents) + strength * torch.randn_like(latents)
+
+
+def repainted(
+    lot: Lot, repainter: Repainter, device: str, rng: np.random.Generator, look_closely: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `drawn`, with latents that the UNet made of one picture."""
+    index = int(rng.integers(len(lot.pictures)))
+    picture = lot.pictures[index]
+    target = as_tensor(picture[None], device)
+    latents = repainter.repaint(analytic_latents(target), lot.scenes[index], rng)
+    if not look_closely:
+        return target, latents
+    squares = []
+    for _ in range(DETAILS):
+        top, left = busiest_place(picture, rng, 8)
+        place = slice(top, top + DETAIL), slice(left, left + DETAIL)
+        cells = slice(top // 8, (top + DETAIL) // 8), slice(left // 8, (left + DETAIL) // 8)
+        squares.append((target[..., *place], latents[..., *cells]))
+    return torch.cat([square for square, _ in squares]), torch.cat([some for _, some in squares])
 
 
 def train(options: argparse.Namespace) -> AutoencoderKL:
@@ -106,6 +150,8 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
         progress = checkpoint.load(state, modules, average, [optimizer])
         step, spent = progress["step"], progress["seconds"]
     low_precision = start.has_fast_bfloat16(device)
+    pipeline = folder / "pipeline"
+    repainter = Repainter(pipeline, device) if pipeline.exists() else None
 
     def save() -> AutoencoderKL:
         averaged = copy.deepcopy(vae).eval()
@@ -124,17 +170,11 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
             break
         decay = 1 if share < options.decay_from else max(0.02, (1 - share) / (1 - options.decay_from))
         optimizer.param_groups[0]["lr"] = options.lr * min(1, (step + 1) / 100) * decay
-        pictures = lots[int(rng.choice(len(lots), p=weights))].pictures
-        if rng.random() < options.details:
-            chosen = details(pictures, DETAILS * options.batch, rng)
+        lot, look_closely = lots[int(rng.choice(len(lots), p=weights))], bool(rng.random() < options.details)
+        if repainter and rng.random() < REPAINTED:
+            target, latents = repainted(lot, repainter, device, rng, look_closely)
         else:
-            chosen = pictures[np.sort(rng.integers(0, len(pictures), options.batch))]
-        flipped = chosen[:, :, ::-1] if rng.random() < 0.5 else chosen
-        target = as_tensor(flipped, device)  # [B, 3, H, W]
-        latents = analytic_latents(target)
-        # The UNet's latents are never exact: learn to decode them with a little noise, of varying strength.
-        strength = 0.1 * torch.rand(len(latents), 1, 1, 1, device=device).square()
-        latents = latents + 0.02 * torch.randn_like(latents) + strength * torch.randn_like(latents)
+            target, latents = drawn(lot, options, rng, look_closely)
         with torch.autocast(device, torch.bfloat16, enabled=options.bfloat16 and low_precision):
             made = vae.decode(latents).sample.float()
         pixel_loss = ((made - target).abs() * (1 + LINES * thin_lines(target))).mean()
@@ -151,7 +191,10 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
         if time.monotonic() - saved > SAVE_SECONDS:
             saved = time.monotonic()
             save()
-    return save()
+    averaged = save()
+    if pipeline.exists():
+        save_decoder(pipeline, averaged)
+    return averaged
 
 
 @torch.no_grad()

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
@@ -34,6 +33,9 @@ from assets.demo_training.text import build_encoders, build_tokenizers, encode_t
 
 EMPTY, ZEROS = 0.03, 0.08  # shares of prompts replaced by the encoded empty prompt, and by zeros
 AREA = 32 * 32  # of the latents of a 256 x 256 picture, whose noise levels are evenly spread
+GUIDANCE = 5.0  # that the pictures are sampled with
+CLEAR = 0.64  # signal / noise power from which on a prompt tells nothing that cannot be seen
+TWICE = 0.4  # share of the pictures that are shown without their prompt, too, where at least an eighth of that is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +142,16 @@ class Learner:
         self.average = checkpoint.Average(self.modules)
         self.signal = signal_power(self.device)
 
-    def losses(self, batch: Batch, empty: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean squared error of v for each picture, [B], and the time steps at which it was taken, [B]."""
+    def losses(self, batch: Batch, empty: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What to descend, a scalar; mean squared error of v for each picture, [B], and the time steps at which it was
+        taken, [B].
+        """
         latents, count = batch.latents, len(batch.latents)
         # Stratified: every batch covers all noise levels. The same noise hides less of a larger picture (Hoogeboom et
         # al., "simple diffusion", 2023, section 2.1): it is decided at noisier steps, and has more of them here.
+        scale = AREA / latents[0, 0].numel()
         strata = (torch.arange(count, device=self.device) + torch.rand(count, device=self.device)) / count
-        times = (strata ** (AREA / latents[0, 0].numel()) * 1000).long().clamp(0, 999)
+        times = (strata**scale**0.5 * 1000).long().clamp(0, 999)
         noise = torch.randn_like(latents)
         power = self.signal[times].view(-1, 1, 1, 1)
         noisy = power.sqrt() * latents + (1 - power).sqrt() * noise
@@ -160,14 +165,26 @@ class Learner:
             torch.where(without_words, empty[0], batch.ids),
             torch.where(without_words, empty[1], batch.ids_2),
         )
+        context, pooled = context * (1 - without_prompt[:, None, None]), pooled * (1 - without_prompt[:, None])
+        # Guidance multiplies the difference that a prompt makes. Late, when the picture shows all that the prompt says,
+        # that difference is error alone, and wears edges away: some are shown with no prompt, too, and learn to agree.
+        clear = (power / (1 - power)).flatten() / (CLEAR * scale)
+        again = ((clear > 1 / 8) & (torch.rand(count, device=self.device) < TWICE)).nonzero().flatten()
+        rows = torch.cat([torch.arange(count, device=self.device), again])
         with torch.autocast(self.device, torch.bfloat16, enabled=self.low_precision):
             made = self.run_unet(
-                noisy.contiguous(memory_format=self.layout),
-                times,
-                context * (1 - without_prompt[:, None, None]),
-                added_cond_kwargs={"text_embeds": pooled * (1 - without_prompt[:, None]), "time_ids": batch.sizes},
-            ).sample
-        return F.mse_loss(made.float(), velocity, reduction="none").mean((1, 2, 3)), times
+                noisy[rows].contiguous(memory_format=self.layout),
+                times[rows],
+                torch.cat([context, torch.zeros_like(context[again])]),
+                added_cond_kwargs={
+                    "text_embeds": torch.cat([pooled, torch.zeros_like(pooled[again])]),
+                    "time_ids": batch.sizes[rows],
+                },
+            ).sample.float()
+        errors = (made[:count] - velocity).square().mean((1, 2, 3))
+        apart = (made[again] - made[count:]).square().mean((1, 2, 3))
+        weights = ((GUIDANCE - 1) * clear[again].clamp(max=1)) ** 2
+        return (errors.sum() + weights @ apart) / count, errors, times
 
     def learn(self, loss: torch.Tensor, step: int, share: float) -> None:
         """One step of both optimisers; `share` of the time is over."""
@@ -191,9 +208,9 @@ class History:
         self.rows = rows  # step, minutes, mean, the four quarters from little to much noise, pictures seen
         self._sums = np.zeros((4, 2))
 
-    def add(self, losses: torch.Tensor, times: torch.Tensor) -> None:
+    def add(self, errors: torch.Tensor, times: torch.Tensor) -> None:
         """Take in one batch."""
-        values, quarters = losses.detach().cpu().numpy(), times.cpu().numpy() // 250
+        values, quarters = errors.detach().cpu().numpy(), times.cpu().numpy() // 250
         for quarter in np.unique(quarters):
             chosen = values[quarters == quarter]
             self._sums[quarter] = self._sums[quarter] * 0.97 + [chosen.sum(), len(chosen)]
@@ -252,10 +269,10 @@ def train(options: argparse.Namespace) -> list[list[float]]:
     while not end:
         share = min(1, minutes() / options.minutes)
         batch = lessons.draw(options.batch, share)
-        losses, times = learner.losses(batch, lessons.empty)
-        learner.learn(losses.mean(), step, share)
+        loss, errors, times = learner.losses(batch, lessons.empty)
+        learner.learn(loss, step, share)
         step, fresh = step + 1, fresh + len(batch.latents)
-        history.add(losses, times)
+        history.add(errors, times)
         over = minutes() >= options.minutes or step >= options.steps or start.stopping.is_set()
         if crew.due:
             end, some = crew.meet(learner.params, end=over, done=fresh)

@@ -23,7 +23,8 @@ from assets.demo_training.grammar import SUBJECTS, WEATHERS, sample_scene
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae
 from assets.demo_training.lessons import Lessons
 from assets.demo_training.painter import paint
-from assets.demo_training.scenes import SHAPES, as_tensor, open_scenes
+from assets.demo_training.repainter import Repainter
+from assets.demo_training.scenes import SHAPES, Lot, as_tensor, make_scenes, open_scenes
 from assets.demo_training.text import PADS, build_tokenizers
 from tests.support.gang import run_on_ranks
 
@@ -88,7 +89,9 @@ def test_hand_set_encoder_is_an_average_pooling() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[float]]]:
-    """A folder after a decoder training of two steps and a UNet training of 36, interrupted once."""
+    """A folder after a decoder training of two steps, a UNet training of 36, interrupted once, and four more steps of
+    the decoder, with latents of that UNet.
+    """
     folder = tmp_path_factory.mktemp("demo")
     common = ["--folder", str(folder), "--pictures", "32", "--threads", "1", "--minutes", "5"]
     threads = torch.get_num_threads()
@@ -97,6 +100,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[f
         words = [*common, "--preset", "xs", "--batch", "4", "--lr", "0.01"]
         train_unet.train(train_unet.parse_options([*words, "--steps", "4"]))
         rows = train_unet.train(train_unet.parse_options([*words, "--steps", "36"]))
+        train_decoder.train(train_decoder.parse_options([*common, "--steps", "6"]))
     finally:
         torch.set_num_threads(threads)
     return folder, rows
@@ -121,6 +125,26 @@ def test_trained_pipeline_opens_plainly(trained: tuple[Path, list[list[float]]])
     for path in files:
         if path.parts[0] == "scheduler":
             assert (folder / "pipeline" / path).read_text() == (MODEL / path).read_text()
+
+
+def test_the_pipeline_has_the_last_decoder(trained: tuple[Path, list[list[float]]]) -> None:
+    file = "diffusion_pytorch_model.safetensors"
+    last, shipped = (load_file(trained[0] / part / "vae" / file) for part in (".", "pipeline"))
+    assert all(torch.equal(last[key].half(), shipped[key]) for key in last | shipped)
+
+
+def test_repainted_details_show_what_their_latents_show() -> None:
+    """Against the latents of the details themselves: the UNet changed them, but neither moved nor replaced them."""
+    scenes, pictures = make_scenes(3, 4, SHAPES[0])
+    lot = Lot(shape=SHAPES[0], scenes=scenes, latents=np.empty(0), pictures=pictures)
+    repainter, rng = Repainter(MODEL, "cpu"), np.random.default_rng(0)
+    torch.manual_seed(0)
+    for look_closely, count, side in ((True, train_decoder.DETAILS, train_decoder.DETAIL), (False, 1, 256)):
+        targets, latents = train_decoder.repainted(lot, repainter, "cpu", rng, look_closely)
+        assert targets.shape == (count, 3, side, side)
+        exact = analytic_latents(targets)
+        apart = (latents - exact)[:, :3].square().mean().sqrt()
+        assert 0.02 < apart < 0.5 * exact[:, :3].std(), look_closely
 
 
 def test_a_training_starts_from_another_pipeline(trained: tuple[Path, list[list[float]]], tmp_path: Path) -> None:
