@@ -5,6 +5,7 @@ the ranks can do. Running the call is pipelines.py's business.
 from __future__ import annotations
 
 import inspect
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,9 @@ def check_arguments(pipe: Any, config: DistriConfig, mesh: Mesh, call: dict[str,
     check_size("height", height, multiple)
     check_size("width", width, multiple)
     guidance_scale = call["guidance_scale"]
-    if not isinstance(guidance_scale, (int, float)):
+    if not isinstance(guidance_scale, Real):
         raise ValueError(f"guidance_scale {guidance_scale!r} is not a number; 5 is usual")
+    guidance_scale = float(guidance_scale)
     if guidance_scale > 1 and not config.do_classifier_free_guidance:
         raise ValueError(f"guidance_scale {guidance_scale} needs do_classifier_free_guidance=True in the DistriConfig")
     guided = guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
@@ -71,10 +73,10 @@ def check_arguments(pipe: Any, config: DistriConfig, mesh: Mesh, call: dict[str,
 
 
 def _check_kinds(call: dict[str, Any]) -> None:
-    """ValueError for values that diffusers would stumble over late, or not at all."""
+    """ValueError for values that diffusers would stumble over late, or not at all; NumPy's counts become Python's."""
     for name in ("num_inference_steps", "num_images_per_prompt"):
         if call.get(name) is not None:
-            check_int(name, call[name], 1, 1000)
+            call[name] = check_int(name, call[name], 1, 1000)
     if isinstance(call.get("prompt"), (list, tuple)) and not call["prompt"]:
         raise ValueError("the list of prompts is empty; give at least one prompt")
     generators = call.get("generator")

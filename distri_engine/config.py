@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ SIZE_MULTIPLE = 32
 
 
 def check_size(name: str, value: Any, multiple: int = SIZE_MULTIPLE) -> int:
-    """Return `value`, a picture side in pixels, or raise ValueError with the nearest sizes that would do."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    """Return `value`, a picture side in pixels, as an int, or raise ValueError with the nearest sizes that would do."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise ValueError(f"{name} {value!r} is not a whole number of pixels; give a multiple of {multiple}")
+    value = int(value)
     if value <= 0:
         raise ValueError(f"{name} {value} is not a positive multiple of {multiple}; the smallest is {multiple}")
     if value % multiple:
@@ -71,9 +73,10 @@ def check_size(name: str, value: Any, multiple: int = SIZE_MULTIPLE) -> int:
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
-    """Return `value` if it is a whole number in [low, high], else raise ValueError saying so."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    """Return `value`, Python's or NumPy's, as an int if it is a whole number in [low, high], else raise ValueError."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise ValueError(f"{name} {value!r} is not a whole number; give one from {low} to {high}")
+    value = int(value)
     if not low <= value <= high:
         raise ValueError(f"{name} {value} is out of range; give a number from {low} to {high}")
     return value
@@ -81,11 +84,12 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
 
 def check_number(name: str, value: Any, low: float, high: float) -> float:
     """Return `value` as a float if it is a finite number in [low, high], else raise ValueError saying so."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
+    if not isinstance(value, Real) or isinstance(value, bool) or value != value:
         raise ValueError(f"{name} {value!r} is not a finite number; give one from {low:g} to {high:g}")
+    value = float(value)
     if not low <= value <= high:
         raise ValueError(f"{name} {value:g} is out of range; give a number from {low:g} to {high:g}")
-    return float(value)
+    return value
 
 
 def check_choice(name: str, value: Any, choices: type[Choice]) -> Choice:
@@ -148,21 +152,20 @@ class DistriConfig:
     verbose: bool = False  # print the plan report
 
     def __post_init__(self) -> None:
-        check_size("height", self.height)
-        check_size("width", self.width)
         # A frozen dataclass is written through object.
+        for name in ("height", "width"):
+            object.__setattr__(self, name, check_size(name, getattr(self, name)))
         if self.warmup_steps != AUTO:
             if isinstance(self.warmup_steps, str):
                 raise ValueError(f'warmup_steps {self.warmup_steps!r} is not a number of steps; give one, or "auto"')
-            check_int("warmup_steps", self.warmup_steps, 0, 1000)
+            object.__setattr__(self, "warmup_steps", check_int("warmup_steps", self.warmup_steps, 0, 1000))
         object.__setattr__(self, "warmup_threshold", check_number("warmup_threshold", self.warmup_threshold, 0, 10))
         for name, high in (("extrapolation", 2), ("extrapolation_memory", 1)):
             object.__setattr__(self, name, check_factors(name, getattr(self, name), high))
-        if self.ranks is not None:
-            check_int("ranks", self.ranks, 1, 1000)
-        check_int("comm_checkpoint", self.comm_checkpoint, 1, 100_000)
-        if self.picard_window is not None:
-            check_int("picard_window", self.picard_window, 1, 1000)
+        object.__setattr__(self, "comm_checkpoint", check_int("comm_checkpoint", self.comm_checkpoint, 1, 100_000))
+        for name in ("ranks", "picard_window"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_int(name, getattr(self, name), 1, 1000))
         for name in ("do_classifier_free_guidance", "split_batch", "use_cuda_graph", "bessel_correction", "verbose"):
             check_bool(name, getattr(self, name))
         tolerance = check_number("picard_tolerance", self.picard_tolerance, 0, 100)

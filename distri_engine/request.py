@@ -9,6 +9,7 @@ import math
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Real
 from typing import Any
 
 from distri_engine.config import check_bool, check_choice, check_int, check_size
@@ -59,18 +60,18 @@ class GenerationRequest:
             raise ValueError("the prompt is empty; say what the picture should show")
         for name in ("height", "width"):
             if getattr(self, name) is not None:
-                check_size(name, getattr(self, name))
-        check_int("steps", self.steps, 1, MAX_STEPS)
-        check_int("images", self.images, 1, MAX_IMAGES)
+                object.__setattr__(self, name, check_size(name, getattr(self, name)))
+        object.__setattr__(self, "steps", check_int("steps", self.steps, 1, MAX_STEPS))
+        object.__setattr__(self, "images", check_int("images", self.images, 1, MAX_IMAGES))
         check_bool("metadata", self.metadata)
         scale = self.guidance_scale
-        if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not math.isfinite(scale):
+        if not isinstance(scale, Real) or isinstance(scale, bool) or not math.isfinite(scale):
             raise ValueError(f"guidance_scale {scale!r} is not a finite number; 5 is usual")
         if not 0 <= scale <= 100:
             raise ValueError(f"guidance_scale {scale} is out of range; give a number from 0 to 100")
         object.__setattr__(self, "guidance_scale", float(scale))
         if self.seed is not None:
-            check_int("seed", self.seed, 0, MAX_SEED)
+            object.__setattr__(self, "seed", check_int("seed", self.seed, 0, MAX_SEED))
         self._check_start()
         object.__setattr__(self, "scheduler", check_choice("scheduler", self.scheduler, Scheduler))
 
@@ -78,7 +79,7 @@ class GenerationRequest:
         if self.image is not None and (not isinstance(self.image, str) or not self.image or "\0" in self.image):
             raise ValueError(f"image {self.image!r:.80} names no picture file")
         share = self.strength
-        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
+        if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise ValueError(f"strength {share!r:.80} is out of range; give a number above 0, up to 1")
         object.__setattr__(self, "strength", float(share))
         if self.timesteps < 1:

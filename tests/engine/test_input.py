@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -60,6 +61,21 @@ def test_configs(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError) as raised:
         DistriConfig(**fields)
     assert str(raised.value).startswith(sentence)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    """What a loop over np.arange or np.linspace passes."""
+    plain = GenerationRequest(prompt="x", height=64, steps=3, seed=5, guidance_scale=2.5)
+    numpy = GenerationRequest(
+        prompt="x", height=np.int64(64), steps=np.int32(3), seed=np.uint8(5), guidance_scale=np.float32(2.5)
+    )
+    assert repr(numpy) == repr(plain)
+    config = DistriConfig(height=np.int64(512), warmup_steps=np.int64(2), ranks=np.int64(2), picard_window=np.int8(3))
+    assert repr(config) == repr(DistriConfig(height=512, warmup_steps=2, ranks=2, picard_window=3))
+    with pytest.raises(ValueError, match="steps True is not a whole number"):
+        GenerationRequest(prompt="x", steps=True)
+    with pytest.raises(ValueError, match=r"is not a whole number"):
+        GenerationRequest(prompt="x", steps=np.float64(3))
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "unet", "vae"])
