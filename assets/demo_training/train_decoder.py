@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from assets.demo_training import checkpoint, start
+from assets.demo_training.captions import caption
 from assets.demo_training.export import save_decoder
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae, protect_constants
 from assets.demo_training.repainter import Repainter
@@ -112,7 +113,8 @@ def repainted(
     index = int(rng.integers(len(lot.pictures)))
     picture = lot.pictures[index]
     target = as_tensor(picture[None], device)
-    latents = repainter.repaint(analytic_latents(target), lot.scenes[index], rng)
+    exact = analytic_latents(target)
+    latents = repainter.repaint(exact, caption(lot.scenes[index], rng), repainter.some_time(exact, rng))
     if not look_closely:
         return target, latents
     squares = []
