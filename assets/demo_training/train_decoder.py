@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL
 
 from assets.demo_training import checkpoint, start
 from assets.demo_training.captions import caption
+from assets.demo_training.critic import Critic
 from assets.demo_training.export import save_decoder
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae, protect_constants
 from assets.demo_training.repainter import Repainter
@@ -48,6 +49,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--details", type=float, default=0.75, help="share of the steps that look at details instead")
     parser.add_argument("--lr", type=float, default=3e-4, help="1e-3 destroys the hand-set decoder at once")
     parser.add_argument("--decay-from", type=float, default=0.5, help="share of the time after which the rate falls")
+    parser.add_argument("--critic-from", type=float, default=0.8, help="share of the time after which a critic helps")
     parser.add_argument("--bfloat16", action="store_true", help="where the machine is quick at it")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -154,12 +156,14 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
     low_precision = start.has_fast_bfloat16(device)
     pipeline = folder / "pipeline"
     repainter = Repainter(pipeline, device) if pipeline.exists() else None
+    critic = Critic(folder / "critic_state.safetensors", device)
 
     def save() -> AutoencoderKL:
         averaged = copy.deepcopy(vae).eval()
         average.copy_to({"vae": averaged})
         averaged.save_pretrained(folder / "vae")
         checkpoint.save(state, modules, average, [optimizer], {"step": step, "seconds": time.monotonic() - began})
+        critic.save()
         print(f"step {step}: {psnr(averaged, unseen, device):.2f} dB on {HELD_OUT} unseen pictures", flush=True)
         return averaged
 
@@ -173,7 +177,8 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
         decay = 1 if share < options.decay_from else max(0.02, (1 - share) / (1 - options.decay_from))
         optimizer.param_groups[0]["lr"] = options.lr * min(1, (step + 1) / 100) * decay
         lot, look_closely = lots[int(rng.choice(len(lots), p=weights))], bool(rng.random() < options.details)
-        if repainter and rng.random() < REPAINTED:
+        by_unet = repainter is not None and rng.random() < REPAINTED
+        if repainter and by_unet:
             target, latents = repainted(lot, repainter, device, rng, look_closely)
         else:
             target, latents = drawn(lot, options, rng, look_closely)
@@ -181,6 +186,9 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
             made = vae.decode(latents).sample.float()
         pixel_loss = ((made - target).abs() * (1 + LINES * thin_lines(target))).mean()
         loss = pixel_loss + 0.5 * difference_loss(made, target)
+        if by_unet and look_closely and share >= options.critic_from:
+            critic.learn(target, made)
+            loss = loss + critic.loss(made, loss, vae.decoder.conv_out.weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
