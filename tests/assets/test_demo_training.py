@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,12 +20,13 @@ from safetensors.torch import load_file
 from assets.demo_training import train_decoder, train_unet
 from assets.demo_training.captions import caption
 from assets.demo_training.crew import Crew
+from assets.demo_training.critic import STRENGTH, Critic
 from assets.demo_training.grammar import SUBJECTS, WEATHERS, sample_scene
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae
 from assets.demo_training.lessons import Lessons
 from assets.demo_training.painter import paint
 from assets.demo_training.repainter import Repainter
-from assets.demo_training.scenes import SHAPES, Lot, as_tensor, make_scenes, open_scenes
+from assets.demo_training.scenes import SHAPES, Lot, Shape, as_tensor, make_scenes, open_scenes
 from assets.demo_training.text import PADS, build_tokenizers
 from tests.support.gang import run_on_ranks
 
@@ -90,7 +92,7 @@ def test_hand_set_encoder_is_an_average_pooling() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[float]]]:
     """A folder after a decoder training of two steps, a UNet training of 36, interrupted once, and four more steps of
-    the decoder, with latents of that UNet.
+    the decoder, with latents of that UNet and a critic.
     """
     folder = tmp_path_factory.mktemp("demo")
     common = ["--folder", str(folder), "--pictures", "32", "--threads", "1", "--minutes", "5"]
@@ -100,7 +102,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[f
         words = [*common, "--preset", "xs", "--batch", "4", "--lr", "0.01"]
         train_unet.train(train_unet.parse_options([*words, "--steps", "4"]))
         rows = train_unet.train(train_unet.parse_options([*words, "--steps", "36"]))
-        train_decoder.train(train_decoder.parse_options([*common, "--steps", "6"]))
+        last = [*common, "--steps", "6", "--details", "1", "--critic-from", "0"]
+        train_decoder.train(train_decoder.parse_options(last))
     finally:
         torch.set_num_threads(threads)
     return folder, rows
@@ -145,6 +148,22 @@ def test_repainted_details_show_what_their_latents_show() -> None:
         exact = analytic_latents(targets)
         apart = (latents - exact)[:, :3].square().mean().sqrt()
         assert 0.02 < apart < 0.5 * exact[:, :3].std(), look_closely
+
+
+def test_the_critic_prefers_edges_to_blurs(tmp_path: Path) -> None:
+    _, pictures = make_scenes(4, 2, Shape(height=64, width=64, pictures=1, kept=1, first=1, then=1, last=1, batch=1))
+    drawn = as_tensor(pictures, "cpu")
+    blurred = F.avg_pool2d(drawn, 5, stride=1, padding=2, count_include_pad=False)
+    torch.manual_seed(0)
+    critic = Critic(tmp_path / "critic.safetensors", "cpu")
+    for _ in range(30):
+        critic.learn(drawn, blurred)
+    critic.save()
+    share = torch.nn.Parameter(torch.tensor(0.0))  # of the edge in what was made: the critic wants more of it
+    for one in (critic, Critic(tmp_path / "critic.safetensors", "cpu")):
+        made = blurred + share * (drawn - blurred)
+        (gradient,) = torch.autograd.grad(one.loss(made, -2 * share, share), share)
+        assert float(gradient) == pytest.approx(-2 * STRENGTH, rel=0.01), "half as strong as the other losses"
 
 
 def test_a_training_starts_from_another_pipeline(trained: tuple[Path, list[list[float]]], tmp_path: Path) -> None:
