@@ -35,7 +35,7 @@ EMPTY, ZEROS = 0.03, 0.08  # shares of prompts replaced by the encoded empty pro
 AREA = 32 * 32  # of the latents of a 256 x 256 picture, whose noise levels are evenly spread
 GUIDANCE = 5.0  # that the pictures are sampled with
 CLEAR = 0.64  # signal / noise power from which on a prompt tells nothing that cannot be seen
-TWICE = 0.4  # share of the pictures that are shown without their prompt, too, where at least an eighth of that is left
+TWICE = 0.5  # share of the pictures so clear that are shown without their prompt, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +168,8 @@ class Learner:
         context, pooled = context * (1 - without_prompt[:, None, None]), pooled * (1 - without_prompt[:, None])
         # Guidance multiplies the difference that a prompt makes. Late, when the picture shows all that the prompt says,
         # that difference is error alone, and wears edges away: some are shown with no prompt, too, and learn to agree.
-        clear = (power / (1 - power)).flatten() / (CLEAR * scale)
-        again = ((clear > 1 / 8) & (torch.rand(count, device=self.device) < TWICE)).nonzero().flatten()
+        clear = (power / (1 - power)).flatten() > CLEAR * scale
+        again = (clear & (torch.rand(count, device=self.device) < TWICE)).nonzero().flatten()
         rows = torch.cat([torch.arange(count, device=self.device), again])
         with torch.autocast(self.device, torch.bfloat16, enabled=self.low_precision):
             made = self.run_unet(
@@ -183,8 +183,7 @@ class Learner:
             ).sample.float()
         errors = (made[:count] - velocity).square().mean((1, 2, 3))
         apart = (made[again] - made[count:]).square().mean((1, 2, 3))
-        weights = ((GUIDANCE - 1) * clear[again].clamp(max=1)) ** 2
-        return (errors.sum() + weights @ apart) / count, errors, times
+        return (errors.sum() + (GUIDANCE - 1) ** 2 * apart.sum()) / count, errors, times
 
     def learn(self, loss: torch.Tensor, step: int, share: float) -> None:
         """One step of both optimisers; `share` of the time is over."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from assets.demo_training import train_decoder, train_unet
+from assets.demo_training import mean, train_decoder, train_unet
 from assets.demo_training.captions import caption
 from assets.demo_training.crew import Crew
 from assets.demo_training.critic import STRENGTH, Critic
@@ -134,6 +135,26 @@ def test_the_pipeline_has_the_last_decoder(trained: tuple[Path, list[list[float]
     file = "diffusion_pytorch_model.safetensors"
     last, shipped = (load_file(trained[0] / part / "vae" / file) for part in (".", "pipeline"))
     assert all(torch.equal(last[key].half(), shipped[key]) for key in last | shipped)
+
+
+def test_the_mean_of_a_model_and_its_negative_is_zero(trained: tuple[Path, list[list[float]]], tmp_path: Path) -> None:
+    first, out = trained[0] / "pipeline", tmp_path / "out"
+    second = shutil.copytree(first, tmp_path / "second")
+    for part in mean.PARTS:
+        (file,) = (second / part).glob("*.safetensors")
+        weights = load_file(file)
+        save_file({name: -weight if weight.is_floating_point() else weight for name, weight in weights.items()}, file)
+    mean.main(mean.parse_options([str(first), str(second), "--output", str(out)]))
+    for part in mean.PARTS:
+        (file,) = (out / part).glob("*.safetensors")
+        weights, given = load_file(file), load_file(first / part / file.name)
+        assert all(not weight.any() for weight in weights.values() if weight.is_floating_point())
+        assert {name: weight.dtype for name, weight in weights.items()} == {
+            name: weight.dtype for name, weight in given.items()
+        }
+    assert StableDiffusionXLPipeline.from_pretrained(out) is not None
+    with pytest.raises(FileExistsError):
+        mean.main(mean.parse_options([str(first), str(second), "--output", str(out)]))
 
 
 def test_repainted_details_show_what_their_latents_show() -> None:
