@@ -17,8 +17,8 @@ from tests.support.browser import DESKTOP, PHONE, Visitor, find_chromium
 from tests.support.real_app import ROOT, real_app
 from tests.support.states import fake_page, walk
 
-PROMPT, SEED = "a yellow sailboat on the sea at sunset with an orange sun", 4
-HANDLE = 0.58  # where the slider stands: naive patches on its left, DistriFusion's sailboat on its right
+PROMPT, SEED = "a yellow sailboat on the sea at sunset with an orange sun", 6
+HANDLE = 0.36  # where the slider stands: naive patches on its left, DistriFusion's sailboat and sun on its right
 SHOTS: dict[str, dict[str, Any]] = {
     "desktop": {"size": (DESKTOP[0], 960)},
     "phone": {"size": PHONE},
