@@ -110,7 +110,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[f
     return folder, rows
 
 
-@pytest.mark.timeout(400)  # 15 seconds on a machine of its own
+@pytest.mark.timeout(400)  # half a minute on a machine of its own
 def test_training_learns_and_resumes(trained: tuple[Path, list[list[float]]]) -> None:
     _, rows = trained
     assert [row[0] for row in rows] == [4, 36], "the second run went on where the first one stopped"
