@@ -18,12 +18,11 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from assets.demo_training import start
 from assets.demo_training.captions import caption
 from assets.demo_training.hand_set_vae import analytic_latents
-from assets.demo_training.scenes import SHAPES, as_tensor, make_scenes
+from assets.demo_training.scenes import AREA, SHAPES, as_tensor, make_scenes
 from assets.demo_training.text import encode_text, load_tokenizers, token_ids
 
 FROM, TO = 100, 450  # time steps between which the painting of a 256 x 256 picture begins: its places are settled
 STEPS = 3  # of such a painting, for the decoder
-AREA = 32 * 32  # of such a picture's latents
 MEASURED_SEED = 20_240_407  # no multiple of scenes.CHUNK
 
 

@@ -44,6 +44,7 @@ class Shape:
         return f"{self.height}x{self.width}"
 
 
+AREA = 32 * 32  # cells of the latents of a 256 x 256 picture, by which noise levels of other sizes are scaled
 # The first lessons are about small pictures: what words mean and where things stand costs a quarter there. The last
 # ones are about the largest, where a subject is most easily drawn twice.
 SHAPES = (

@@ -1,6 +1,7 @@
 """Trains the decoder of the hand-set autoencoder: whole pictures and details of them, L1 on pixels and on their
 differences. The encoder is never trained, so latents cost an average pooling, and train_unet.py can run at the same
-time. Once there is a pipeline, half of the latents are painted anew by its UNet.
+time. Once there is a pipeline, half of the latents are painted anew by its UNet, and in the end a critic looks at
+those.
 
     python -m assets.demo_training.train_decoder --folder build/demo --minutes 28 --start-from assets/demo_model
 

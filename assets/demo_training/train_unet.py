@@ -28,11 +28,10 @@ from assets.demo_training.export import noise_schedule, save_pipeline
 from assets.demo_training.hand_set_vae import build_vae
 from assets.demo_training.lessons import Batch, Lessons
 from assets.demo_training.muon import Muon
-from assets.demo_training.scenes import SHAPES, open_scenes
+from assets.demo_training.scenes import AREA, SHAPES, open_scenes
 from assets.demo_training.text import build_encoders, build_tokenizers, encode_text, load_tokenizers
 
 EMPTY, ZEROS = 0.03, 0.08  # shares of prompts replaced by the encoded empty prompt, and by zeros
-AREA = 32 * 32  # of the latents of a 256 x 256 picture, whose noise levels are evenly spread
 GUIDANCE = 5.0  # that the pictures are sampled with
 CLEAR = 0.64  # signal / noise power from which on a prompt tells nothing that cannot be seen
 TWICE = 0.5  # share of the pictures so clear that are shown without their prompt, too
@@ -149,7 +148,7 @@ class Learner:
         latents, count = batch.latents, len(batch.latents)
         # Stratified: every batch covers all noise levels. The same noise hides less of a larger picture (Hoogeboom et
         # al., "simple diffusion", 2023, section 2.1): it is decided at noisier steps, and has more of them here.
-        scale = AREA / latents[0, 0].numel()
+        scale = AREA / latents[0, 0].numel()  # 1 for 256 x 256, whose noise levels are evenly spread
         strata = (torch.arange(count, device=self.device) + torch.rand(count, device=self.device)) / count
         times = (strata**scale**0.5 * 1000).long().clamp(0, 999)
         noise = torch.randn_like(latents)
