@@ -119,7 +119,9 @@ class ParallelControlNet(ParallelModel):
         if self._pool is None or self._pool.alone or self._pool.silent or not self._rules(self.method):
             return own
         lengths = [residual.shape[1] for residual in own]
-        total = self._pool.trade(torch.cat(own, dim=1).float())
+        total, correction = self._pool.trade(torch.cat(own, dim=1).float())
+        if correction is not None:
+            total += correction
         return [part.to(residual.dtype) for part, residual in zip(total.split(lengths, dim=1), own, strict=True)]
 
     def _rules(self, method: Method) -> tuple[Rule, ...]:

@@ -32,21 +32,23 @@ class Desk:
             total = torch.empty(shape, dtype=torch.float32)
             self.mean, self.variance = total.unbind()
             self.total = total.unsqueeze(-1)
-        self.share = 1.0  # by which own moments count
-        self.corrects = False  # whether the previous average is corrected, which may leave a variance below zero
+        self.share = 1.0  # of the picture's rows that are the own ones
+        self.weight = 1.0  # by which own moments count: that share, or 1 if the correction is added
+        self.corrects = False  # whether it is
         self.bessel = False
 
 
 class Page:
     """One layer's moments in this step: rows of tables that hold all layers'."""
 
-    def __init__(self, desk: Desk, sums: torch.Tensor, rest: torch.Tensor) -> None:
+    def __init__(self, desk: Desk, sums: torch.Tensor, rest: torch.Tensor, peers: torch.Tensor) -> None:
         """sums: [2, B, groups], to be written: mean(x) and |x| of this rank's rows. rest: what is added to the mean and
-        to mean(x^2). Both float32.
+        to mean(x^2); peers: the part of it that is an average's. All float32.
         """
         self.desk = desk
         self.mean, self.norm = sums.unbind()
         self.rest_mean, self.rest_square = rest.unbind()
+        self.peers = peers
         self.count = 1  # numbers that a mean is of
         self._groups = (*self.norm.shape, -1)
 
@@ -60,16 +62,25 @@ class Page:
         # is many deviations away from zero: a stale step is no exact one anyway.
         torch.mean(flat, 2, dtype=torch.float32, out=self.mean)
         torch.linalg.vector_norm(flat, dim=2, dtype=torch.float32, out=norm)
-        torch.add(self.rest_mean, self.mean, alpha=desk.share, out=mean)
-        torch.addcmul(self.rest_square, norm, norm, value=desk.share / count, out=variance)
+        torch.add(self.rest_mean, self.mean, alpha=desk.weight, out=mean)
+        torch.addcmul(self.rest_square, norm, norm, value=desk.weight / count, out=variance)
         variance.addcmul_(mean, mean, value=-1)
-        # Below zero by rounding, or by the correction: the own slice's then stands in, the mean stays.
-        if variance.min().item() < 0:
-            own = torch.addcmul(-self.mean.square(), norm, norm, value=1 / count).clamp_(min=0)
-            torch.where(variance < 0, own if desk.corrects else torch.zeros_like(own), variance, out=variance)
+        if desk.corrects:  # PatchGroupNorm says why this is looked at
+            excess = torch.addcmul(variance, norm, norm, value=-desk.share / count)
+            if excess.addcmul_(self.mean, self.mean, value=desk.share).min().item() < 0:
+                torch.where(excess < 0, self._plain_variance(), variance, out=variance)
+        elif variance.min().item() < 0:  # by rounding
+            variance.clamp_(min=0)
         if desk.bessel:  # of the own slice, as the original has it
             variance.mul_(count / (count - 1))
         return desk.total
+
+    def _plain_variance(self) -> torch.Tensor:
+        """[B, groups], without the correction."""
+        mean, square = self.peers
+        mean = torch.add(mean, self.mean, alpha=self.desk.share)
+        square = torch.addcmul(square, self.norm, self.norm, value=self.desk.share / self.count)
+        return square.addcmul_(mean, mean, value=-1).clamp_(min=0)
 
 
 def fits_ledger(parcels: Sequence[Parcel]) -> bool:
@@ -89,20 +100,22 @@ class Ledger(BoardBucket):
             for inbox in self._inboxes
         ]
         with torch.inference_mode(False):
-            sums, rest = torch.zeros(2, *self._outs[0].shape, dtype=torch.float32)
-        self._sums, self._rest = sums.numpy(), rest.numpy()
+            tables = torch.zeros(3, *self._outs[0].shape, dtype=torch.float32)
+        self._sums, self._rest, self._peers = tables.numpy()
         self._desk = Desk(self._outs[0].shape[1:])
-        self._pages = [Page(self._desk, *rows) for rows in zip(sums, rest, strict=True)]
+        self._pages = [Page(self._desk, *rows) for rows in zip(*tables, strict=True)]
 
     def _show(self) -> None:
         """Sum up what layers add to their own moments."""
         exchange, desk = self._exchange, self._desk
-        mode, desk.share = exchange.config.mode, exchange.weights[exchange.patch]
+        mode = exchange.config.mode
+        desk.share = desk.weight = exchange.weights[exchange.patch]
         desk.corrects, desk.bessel = mode is SyncMode.CORRECTED_ASYNC_GN, exchange.config.bessel_correction
         rest = sum(exchange.weights[peer] * table for peer, table in self._ins[1 - self._side].items())
+        self._peers[...] = rest
         if desk.corrects:  # previous average + (own fresh - own previous)
             rest += (desk.share - 1) * self._outs[1 - self._side]
-            desk.share = 1.0
+            desk.weight = 1.0
         self._rest[...] = rest
         for slot, page in zip(self._slots, self._pages, strict=True):
             slot.page = page

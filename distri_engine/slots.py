@@ -206,6 +206,11 @@ class StatsSlot(Slot):
         return [torch.stack([mean, deviation * deviation + mean * mean])]
 
     @property
+    def share(self) -> float:
+        """Share of the picture's rows that are this rank's."""
+        return self.exchange.weights[self.exchange.patch]
+
+    @property
     def silent(self) -> bool:
         """Whether this step's mode normalises by the own slice's moments, so that there is nothing to trade."""
         return self.exchange.clock.step.phase is Phase.STALE and self.exchange.config.mode in self.silent_in
@@ -218,27 +223,27 @@ class StatsSlot(Slot):
 
     @property
     def corrects(self) -> bool:
-        """Whether this step corrects the previous average by the own change, which may leave a variance below zero."""
+        """Whether this step corrects the average, most of which is one step old, by the own change."""
         exchange = self.exchange
         return exchange.config.mode is SyncMode.CORRECTED_ASYNC_GN and exchange.clock.step.phase is Phase.STALE
 
-    def trade(self, moments: torch.Tensor) -> torch.Tensor:
-        """moments: [2, B, groups], own mean(x) and mean(x^2) -> the moments to normalise by.
+    def trade(self, moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """moments: [2, B, groups], own mean(x) and mean(x^2) -> their average over the picture, of the peers' as fresh
+        as the mode has them, and what corrected_async_gn adds to it; None in other modes, and if everything is fresh.
 
         Weighted by rows where bands are uneven.
         """
         exchange = self.exchange
         previous, self.own = self.own, moments
         self.update(moments)
-        share = exchange.weights[exchange.patch]
-        if self.corrects:  # average with the previous own moments + (own fresh - own previous)
-            assert previous is not None, "the first step of a picture is synchronous"
-            total = torch.add(moments, previous, alpha=share - 1)
-        else:
-            total = moments * share
+        average = moments * self.share
         for peer in exchange.peers:
-            total.add_(self.arrived(peer, moments), alpha=exchange.weights[peer])
-        return total
+            average.add_(self.arrived(peer, moments), alpha=exchange.weights[peer])
+        if not self.corrects:
+            return average, None
+        assert previous is not None, "the first step of a picture is synchronous"
+        # Together: the previous average + (own fresh - own previous).
+        return average, (moments - previous).mul_(1 - self.share)
 
 
 # What a kind of slot is called in figures.

@@ -28,13 +28,18 @@ class PatchGroupNorm:
         if slot.alone or slot.silent:
             return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
         own = (quick_moments if slot.stale else moments)(x, norm.num_groups)
-        total = slot.trade(own)  # a tensor of our own
+        total, correction = slot.trade(own)  # tensors of our own
         mean, variance = total.unbind()
-        variance.addcmul_(mean, mean, value=-1)
-        if slot.corrects:
-            # Such an average can leave a variance below zero; the own slice's then stands in, the mean stays.
-            own_variance = torch.addcmul(own[1], own[0], own[0], value=-1)
-            torch.where(variance < 0, own_variance, variance, out=variance)
+        if correction is None:
+            variance.addcmul_(mean, mean, value=-1)
+        else:
+            plain = torch.addcmul(variance, mean, mean, value=-1)
+            total.add_(correction)
+            variance.addcmul_(mean, mean, value=-1)
+            # The own rows alone account for so much of a picture's variance. What the correction leaves below that, or
+            # below zero, is no variance, and to divide by it would blow noise up: the plain one stands in.
+            least = torch.addcmul(own[1], own[0], own[0], value=-1).mul_(slot.share)
+            torch.where(variance < least, plain, variance, out=variance)
         if slot.exchange.config.bessel_correction:
             count = x[0].numel() // norm.num_groups  # of the own slice, as the original has it
             variance.mul_(count / (count - 1))

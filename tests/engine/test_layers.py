@@ -133,6 +133,51 @@ def test_layers_equal_their_plain_twins(world: int) -> None:
             assert relative(rank["gather"][0], expected) < 1e-6
 
 
+def fallen_variance(before: float, peers: list[float]) -> list[list[float]]:
+    """On a rank: by shared memory and by messages, the variance that corrected_async_gn takes for a picture whose upper
+    rows had the variance `before` one step ago and have 1 now; the lower rows keep one of `peers`.
+    """
+    from distri_engine import DistriConfig, open_mesh
+    from distri_engine.exchange import Exchange
+    from distri_engine.layers.patch_norm import PatchGroupNorm
+    from distri_engine.mesh import Mesh
+    from distri_engine.step import StepClock
+
+    config, signs = DistriConfig(split_batch=False), torch.tensor([1.0, -1.0]).repeat(1, 2, 4, 4)  # mean 0, variance 1
+    found: list[list[float]] = []
+    with torch.no_grad(), open_mesh(config) as mesh:
+        for way in (mesh, Mesh.of_default_group(mesh.device, shared_memory=False)):
+            found.append([])
+            for peer in peers:
+                clock = StepClock()
+                exchange = Exchange(way, clock)
+                exchange.begin(config, way.axes(config, guided=False), cut_rows(8, 8, 4, way.size))
+                clock.begin(1)
+                norm = PatchGroupNorm(nn.GroupNorm(1, 2, eps=0, affine=False), exchange.stats())
+                for variance in (before, before, before, 1.0):  # two synchronous steps, then two stale ones
+                    clock.tick()
+                    exchange.start_step()
+                    own = signs * (peer if mesh.rank else variance) ** 0.5
+                    made = norm(own)
+                    exchange.finish_step()
+                    torch.distributed.barrier()  # as the ranks' outputs meet at the end of a step
+                exchange.drain()
+                found[-1].append(float((own / made).square().mean()))
+    return found
+
+
+def test_a_correction_leaves_no_impossible_variance() -> None:
+    """One that falls below what the own half of the rows accounts for by itself; the average of 1 now and the peer's
+    stands in. From 12 to 2 as the paper has it, 8.5 would become 0.25, and 2 less than zero.
+    """
+    (shared, messages), (lower, lower_messages) = run_on_ranks(2, fallen_variance, 10.0, [12.0, 8.5, 2.0])
+    assert shared == pytest.approx([2.0, 4.75, 1.5], rel=1e-5)
+    assert messages == pytest.approx(shared, rel=1e-5)
+    # The lower rows do not know yet, and have not changed.
+    assert lower == pytest.approx([11.0, 9.25, 6.0], rel=1e-5)
+    assert lower_messages == pytest.approx(lower, rel=1e-5)
+
+
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (2.0, 5.0), (300.0, 0.0), (0.0, 50.0), (0.1, 30.0)])
 def test_moments_of_stale_steps(scale: float, shift: float) -> None:
     from distri_engine.layers.patch_norm import moments, quick_moments
@@ -146,7 +191,7 @@ def test_moments_of_stale_steps(scale: float, shift: float) -> None:
         assert relative(own, exact) < 1e-6
         assert (square - mean * mean >= 0).all()  # also of a constant picture
     sums = torch.empty(exact.shape)
-    page = Page(Desk(exact.shape), sums, torch.zeros_like(sums))
+    page = Page(Desk(exact.shape), sums, *torch.zeros(2, *exact.shape))
     mean, variance = page.combine(x).squeeze(-1)
     assert relative(torch.stack([sums[0], sums[1].square() / page.count]), exact) < 1e-6
     assert relative(mean, exact[0]) < 1e-6
@@ -171,7 +216,7 @@ def test_changed_weights_are_seen_when_a_step_begins() -> None:
     assert slot.ready is not None
     with torch.no_grad():
         for batch in (x, x, x * 3 + 1):  # the second time weights are others, in place
-            slot.page = Page(Desk((2, 2, 4)), sums, torch.zeros_like(sums))
+            slot.page = Page(Desk((2, 2, 4)), sums, *torch.zeros(2, 2, 2, 4))
             slot.ready()  # as the ledger calls it
             assert relative(layer(batch), norm(batch)) < 1e-6
             norm.weight.uniform_(0.5, 2)

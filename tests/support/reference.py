@@ -136,6 +136,7 @@ class _Rank:
             return plain(x)
         grouped = x.double().reshape(x.shape[0], norm.num_groups, -1)
         own = torch.stack([grouped.mean(-1), (grouped**2).mean(-1)])
+        plain: torch.Tensor | None = None  # the variance that stands in for an impossible one
         share = torch.tensor(self.rows, dtype=torch.float64) / sum(self.rows)
 
         def average(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -148,7 +149,10 @@ class _Rank:
             if self.mode == "extrapolated":
                 self.old[path] = self.threads.gather(self.rank, self._foresee(path, own))
         elif self.mode == "corrected_async_gn":
-            total = average(self.old[path]) + own - self.old[path][self.rank]
+            seen = list(self.old[path])
+            total = average(seen) + own - seen[self.rank]
+            seen[self.rank] = own
+            plain = average(seen)[1] - average(seen)[0] ** 2
             self._sent[path] = own
         else:
             seen = list(self.old[path])
@@ -156,7 +160,8 @@ class _Rank:
             total = average(seen)
             self._sent[path] = self._foresee(path, own)
         variance = total[1] - total[0] ** 2
-        variance = torch.where(variance < 0, own[1] - own[0] ** 2, variance)
+        if plain is not None:
+            variance = torch.where(variance < share[self.rank] * (own[1] - own[0] ** 2), plain, variance)
         if self.bessel:
             variance = variance * grouped.shape[-1] / (grouped.shape[-1] - 1)
         y = (grouped - total[0][..., None]) / (variance[..., None] + norm.eps).sqrt()
