@@ -107,15 +107,18 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
-def check_factors(name: str, value: Any, high: float) -> tuple[float, float, float]:
-    """Return `value`, one factor in [0, high] or (keys and values, halos, moments), as three, else raise ValueError."""
-    factors = tuple(value) if isinstance(value, (list, tuple)) else (value,) * 3
+def check_factors(name: str, value: Any, high: float, moments: float | None = None) -> tuple[float, float, float]:
+    """Return `value`, one factor in [0, high] or (keys and values, halos, moments), as three, else raise ValueError.
+    `moments` is theirs if there is but one; None: the same.
+    """
+    one = (value, value, value if moments is None else moments)
+    factors = tuple(value) if isinstance(value, (list, tuple)) else one
     if len(factors) != 3:
         raise ValueError(
             f"{name} {value!r} has {len(factors)} factors; give one, or three: for keys and values, halos, moments"
         )
-    keys_values, halos, moments = (check_number(name, factor, 0, high) for factor in factors)
-    return keys_values, halos, moments
+    keys_values, halos, last = (check_number(name, factor, 0, high) for factor in factors)
+    return keys_values, halos, last
 
 
 AUTO: Literal["auto"] = "auto"  # warmup_steps that end by themselves
@@ -139,7 +142,7 @@ class DistriConfig:
     comm_checkpoint: int = 60  # payloads of this many layers travel together, asynchronously
     mode: SyncMode = SyncMode.CORRECTED_ASYNC_GN  # what is fresh and what is stale after warm-up
     # Mode extrapolated sends x(t) + a (d(t) + m d(t-1)) in place of x(t), with d(t) = x(t) - x(t-1). Each factor is one
-    # for all, or three: for keys and values, halos, GroupNorm moments.
+    # or three: for keys and values, halos, GroupNorm moments. One `a` leaves moments, which are corrected, as they are.
     extrapolation: float | tuple[float, float, float] = 0.5  # a
     extrapolation_memory: float | tuple[float, float, float] = 0.5  # m; where it is 0, d(t-1) is not kept
     use_cuda_graph: bool = True  # on GPUs, replay the UNet's steps as CUDA graphs where that can be done (graphs.py)
@@ -160,8 +163,9 @@ class DistriConfig:
                 raise ValueError(f'warmup_steps {self.warmup_steps!r} is not a number of steps; give one, or "auto"')
             object.__setattr__(self, "warmup_steps", check_int("warmup_steps", self.warmup_steps, 0, 1000))
         object.__setattr__(self, "warmup_threshold", check_number("warmup_threshold", self.warmup_threshold, 0, 10))
-        for name, high in (("extrapolation", 2), ("extrapolation_memory", 1)):
-            object.__setattr__(self, name, check_factors(name, getattr(self, name), high))
+        object.__setattr__(self, "extrapolation", check_factors("extrapolation", self.extrapolation, 2, moments=0))
+        memory = check_factors("extrapolation_memory", self.extrapolation_memory, 1)
+        object.__setattr__(self, "extrapolation_memory", memory)
         object.__setattr__(self, "comm_checkpoint", check_int("comm_checkpoint", self.comm_checkpoint, 1, 100_000))
         for name in ("ranks", "picard_window"):
             if getattr(self, name) is not None:

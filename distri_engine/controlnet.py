@@ -20,7 +20,7 @@ from distri_engine.mesh import Mesh
 from distri_engine.methods import Method
 from distri_engine.parallel_model import ParallelModel
 from distri_engine.plan import Rule
-from distri_engine.slots import StatsSlot
+from distri_engine.slots import AverageSlot
 from distri_engine.unet import ParallelUNet
 
 
@@ -50,7 +50,7 @@ def parallel_controlnet(
 class ParallelControlNet(ParallelModel):
     """Wraps a `ControlNetModel`: same arguments, and of the same result this rank's patch and guidance branch."""
 
-    _pool: StatsSlot | None = None  # of a net whose residuals are averages over the picture
+    _pool: AverageSlot | None = None  # of a net whose residuals are averages over the picture
 
     def __init__(self, controlnet: ControlNetModel, config: DistriConfig, mesh: Mesh) -> None:
         super().__init__(controlnet, config, mesh)
@@ -129,5 +129,5 @@ class ParallelControlNet(ParallelModel):
 
     def _plant(self, rules: tuple[Rule, ...]) -> nn.Module:
         tree = super()._plant(rules)
-        self._pool = self._exchange.stats()
+        self._pool = self._exchange.average()
         return tree

@@ -25,12 +25,12 @@ from distri_engine.buckets import Bucket, Parcel, pack
 from distri_engine.config import DistriConfig, SyncMode, check_factors
 from distri_engine.ledger import Ledger, fits_ledger
 from distri_engine.mesh import Axes, Mesh, Pending
-from distri_engine.slots import SLOT_KINDS, GatherSlot, HaloSlot, Slot, StatsSlot
+from distri_engine.slots import SLOT_KINDS, AverageSlot, GatherSlot, HaloSlot, Slot, StatsSlot
 from distri_engine.step import Phase, StepClock
 
 AnySlot = TypeVar("AnySlot", bound=Slot)
 Action = Callable[[], None]
-Memory = dict[StatsSlot | str, torch.Tensor]  # what the exchange holds of a step, for the next one or for who asks
+Memory = dict[AverageSlot | str, torch.Tensor]  # what the exchange holds of a step, for the next one or for who asks
 _SAMPLE = 64  # tokens of one layer's keys that are kept from step to step, to tell how far they moved
 _FAR = 1e6  # relative to keys of zero everything is infinitely far
 
@@ -73,6 +73,10 @@ class Exchange:
     def stats(self) -> StatsSlot:
         """A slot for GroupNorm moments."""
         return self._add(StatsSlot(self))
+
+    def average(self) -> AverageSlot:
+        """A slot for other averages over the picture."""
+        return self._add(AverageSlot(self))
 
     def _add(self, slot: AnySlot) -> AnySlot:
         self._slots.append(slot)
@@ -156,14 +160,14 @@ class Exchange:
         """What one step leaves for the next one as Python objects, where a replayed step would not find it: own moments
         of every layer, a sample of the watched keys, and how far these moved.
         """
-        own: Memory = {slot: slot.own for slot in self._slots if isinstance(slot, StatsSlot) and slot.own is not None}
+        own: Memory = {slot: slot.own for slot in self._slots if isinstance(slot, AverageSlot) and slot.own is not None}
         watched = {"sample": self._sample, "moved": self._moved}
         return own | {name: tensor for name, tensor in watched.items() if tensor is not None}
 
     def carry(self, memory: Memory) -> None:
         """The way back: `memory` is what the last step has left."""
         for slot, own in memory.items():
-            if isinstance(slot, StatsSlot):
+            if isinstance(slot, AverageSlot):
                 slot.own = own
         self._sample, self._moved = memory.get("sample"), memory.get("moved")
 

@@ -17,7 +17,7 @@ import torch
 from distri_engine.boards import BoardBucket
 from distri_engine.buckets import Parcel
 from distri_engine.config import SyncMode
-from distri_engine.slots import StatsSlot
+from distri_engine.slots import CORRECTING, StatsSlot
 
 if TYPE_CHECKING:
     from distri_engine.exchange import Exchange
@@ -110,10 +110,10 @@ class Ledger(BoardBucket):
         exchange, desk = self._exchange, self._desk
         mode = exchange.config.mode
         desk.share = desk.weight = exchange.weights[exchange.patch]
-        desk.corrects, desk.bessel = mode is SyncMode.CORRECTED_ASYNC_GN, exchange.config.bessel_correction
+        desk.corrects, desk.bessel = mode in CORRECTING, exchange.config.bessel_correction
         rest = sum(exchange.weights[peer] * table for peer, table in self._ins[1 - self._side].items())
         self._peers[...] = rest
-        if desk.corrects:  # previous average + (own fresh - own previous)
+        if desk.corrects:  # as StatsSlot.trade
             rest += (desk.share - 1) * self._outs[1 - self._side]
             desk.weight = 1.0
         self._rest[...] = rest
@@ -127,12 +127,13 @@ class Ledger(BoardBucket):
         if self._open:
             now = self._sums.astype(np.float64)
             now[:, 1] = np.square(now[:, 1]) / np.array([page.count for page in self._pages]).reshape(-1, 1, 1)
-            extrapolates = self._exchange.config.mode is SyncMode.EXTRAPOLATED
+            exchange = self._exchange
+            extrapolates = exchange.config.mode is SyncMode.EXTRAPOLATED and exchange.reach[StatsSlot.kind]
             self._outs[self._side][...] = self._ahead(now) if extrapolates else now
         super().shut()
 
     def _ahead(self, now: np.ndarray) -> np.ndarray:
-        """What `StatsSlot.message` does, for all layers at once. now: [layers, 2, B, groups]."""
+        """What `StatsSlot` does, for all layers at once. now: [layers, 2, B, groups]."""
         reach, memory = (factors[StatsSlot.kind] for factors in (self._exchange.reach, self._exchange.memory))
         mean, square = now[:, 0], now[:, 1]
         new = np.stack([mean, np.sqrt(np.maximum(square - mean * mean, 0))], 1)  # mean and deviation

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from distri_engine.ledger import Page
 
 
+CORRECTING = frozenset(
+    {SyncMode.CORRECTED_ASYNC_GN, SyncMode.EXTRAPOLATED}
+)  # what there is of averages by the own ones
+
+
 class Slot(ABC):
     """One layer's line to its peers: what this rank sends, and what arrived last."""
 
@@ -173,8 +178,10 @@ class GatherSlot(Slot):
         return torch.cat([x if p == exchange.patch else self.arrived(p, x) for p in range(exchange.patches)], dim=1)
 
 
-class StatsSlot(Slot):
-    """GroupNorm moments of the whole picture, combined as the mode says (DistriFusion, section 4.2)."""
+class AverageSlot(Slot):
+    """The average over the picture of what each band has an average of, combined as the mode says for GroupNorm's
+    moments (DistriFusion, section 4.2).
+    """
 
     kind = 2
     fresh_in = frozenset({SyncMode.FULL_SYNC, SyncMode.SYNC_GN})
@@ -182,10 +189,7 @@ class StatsSlot(Slot):
 
     def __init__(self, exchange: Exchange) -> None:
         super().__init__(exchange)
-        self.own: torch.Tensor | None = None  # own moments of the previous step
-        self.page: Page | None = None  # in a step for which the exchange's ledger has one: instead of `trade`
-        self.ready: Callable[[], None] | None = None  # to be called before such a step: what the layer can do by then
-        self.begin: Callable[[], None] | None = None  # to be called before the first step of a picture
+        self.own: torch.Tensor | None = None  # what peers have of this rank in this step: what it sent last
 
     def outgoing(self, payload: torch.Tensor) -> list[tuple[tuple[int, ...], torch.Tensor]]:
         return [(self.exchange.peers, payload)]
@@ -194,16 +198,14 @@ class StatsSlot(Slot):
         return dict.fromkeys(self.exchange.peers, tuple(payload.shape))
 
     def message(self, payload: torch.Tensor) -> list[torch.Tensor]:
-        """Moments for the next step. What is extrapolated is mean and deviation: mean(x^2) by itself might end up below
-        mean(x)^2, or near it, and a variance near zero spoils the picture.
-        """
-        if self.exchange.config.mode is not SyncMode.EXTRAPOLATED:
-            return super().message(payload)
-        mean, square = payload
-        deviation = (square - mean * mean).clamp(min=0).sqrt()
-        ((mean, deviation),) = super().message(torch.stack([mean, deviation]))
-        deviation = deviation.clamp(min=0)
-        return [torch.stack([mean, deviation * deviation + mean * mean])]
+        """For the next step, in which `own` is what was sent, whether foreseen or not."""
+        (self.own,) = message = self._foresee(payload)
+        return message
+
+    def _foresee(self, payload: torch.Tensor) -> list[torch.Tensor]:
+        if self.exchange.config.mode is SyncMode.EXTRAPOLATED and not self.exchange.reach[self.kind]:
+            return [payload]
+        return super().message(payload)
 
     @property
     def share(self) -> float:
@@ -212,39 +214,60 @@ class StatsSlot(Slot):
 
     @property
     def silent(self) -> bool:
-        """Whether this step's mode normalises by the own slice's moments, so that there is nothing to trade."""
+        """Whether this step's mode takes the own band's average, so that there is nothing to trade."""
         return self.exchange.clock.step.phase is Phase.STALE and self.exchange.config.mode in self.silent_in
 
     @property
     def stale(self) -> bool:
-        """Whether the peers' moments are one step old in this step."""
+        """Whether what there is of the peers was sent one step ago."""
         exchange = self.exchange
         return exchange.clock.step.phase is Phase.STALE and exchange.config.mode not in self.fresh_in
 
     @property
     def corrects(self) -> bool:
-        """Whether this step corrects the average, most of which is one step old, by the own change."""
-        exchange = self.exchange
-        return exchange.config.mode is SyncMode.CORRECTED_ASYNC_GN and exchange.clock.step.phase is Phase.STALE
+        """Whether this step corrects the average by how far this rank's part of it was off."""
+        return self.stale and self.exchange.config.mode in CORRECTING
 
-    def trade(self, moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """moments: [2, B, groups], own mean(x) and mean(x^2) -> their average over the picture, of the peers' as fresh
-        as the mode has them, and what corrected_async_gn adds to it; None in other modes, and if everything is fresh.
+    def trade(self, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """own: this rank's averages, of any shape -> the picture's, the peers' part as fresh as the mode has it, and
+        what a correcting mode adds to that; None in other modes, and if everything is fresh.
 
         Weighted by rows where bands are uneven.
         """
         exchange = self.exchange
-        previous, self.own = self.own, moments
-        self.update(moments)
-        average = moments * self.share
+        sent, self.own = self.own, own
+        self.update(own)
+        average = own * self.share
         for peer in exchange.peers:
-            average.add_(self.arrived(peer, moments), alpha=exchange.weights[peer])
+            average.add_(self.arrived(peer, own), alpha=exchange.weights[peer])
         if not self.corrects:
             return average, None
-        assert previous is not None, "the first step of a picture is synchronous"
-        # Together: the previous average + (own fresh - own previous).
-        return average, (moments - previous).mul_(1 - self.share)
+        assert sent is not None, "the first step of a picture is synchronous"
+        # Together: the average of what everybody sent for this step + (own fresh - what this rank sent).
+        return average, (own - sent).mul_(1 - self.share)
+
+
+class StatsSlot(AverageSlot):
+    """GroupNorm's moments: payloads [2, B, groups], mean(x) and mean(x^2)."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(exchange)
+        self.page: Page | None = None  # in a step for which the exchange's ledger has one: instead of `trade`
+        self.ready: Callable[[], None] | None = None  # to be called before such a step: what the layer can do by then
+        self.begin: Callable[[], None] | None = None  # to be called before the first step of a picture
+
+    def _foresee(self, payload: torch.Tensor) -> list[torch.Tensor]:
+        """What is extrapolated is mean and deviation: mean(x^2) by itself might end up below mean(x)^2, or near it, and
+        a variance near zero spoils the picture.
+        """
+        if self.exchange.config.mode is not SyncMode.EXTRAPOLATED or not self.exchange.reach[self.kind]:
+            return super()._foresee(payload)
+        mean, square = payload
+        deviation = (square - mean * mean).clamp(min=0).sqrt()
+        ((mean, deviation),) = super()._foresee(torch.stack([mean, deviation]))
+        deviation = deviation.clamp(min=0)
+        return [torch.stack([mean, deviation * deviation + mean * mean])]
 
 
 # What a kind of slot is called in figures.
-SLOT_KINDS: dict[type[Slot], str] = {HaloSlot: "halo", GatherSlot: "gather", StatsSlot: "stats"}
+SLOT_KINDS: dict[type[Slot], str] = {HaloSlot: "halo", GatherSlot: "gather", AverageSlot: "stats", StatsSlot: "stats"}

@@ -37,7 +37,7 @@ def add_picture_options(parser: argparse.ArgumentParser, *, steps: int | None = 
         "--extrapolation",
         default="0.5",
         metavar="A|A,A,A",
-        help="factor of mode extrapolated, or three: keys and values, halos, moments (default: %(default)s)",
+        help="factor of mode extrapolated, or three: keys and values, halos, moments, else 0 (default: %(default)s)",
     )
     parser.add_argument(
         "--extrapolation-memory", default="0.5", metavar="M|M,M,M", help="the same (default: %(default)s)"

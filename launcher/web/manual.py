@@ -25,7 +25,7 @@ PARAMETERS = {
     "extrapolated, or auto: what was measured best for this model.",
     "warmup_steps": "Synchronous steps after the first, or auto: until activations hardly change.",
     "warmup_threshold": "By how much they may change when warmup_steps auto ends, relative L2.",
-    "extrapolation": "Factor of mode extrapolated, or three: keys and values, halos, moments.",
+    "extrapolation": "Factor of mode extrapolated, or three: keys and values, halos, moments (else 0).",
     "extrapolation_memory": "Its second factor, likewise.",
     "split_scheme": "How naive patches are cut: row, col or alternate.",
     "split_batch": "Whether half of the devices take each guidance branch; null: as parallelism decides.",

@@ -46,11 +46,12 @@ class Joint(nn.Module):
         super().__init__()
         self.unet, self.controlnet = unet, controlnet
 
-    def forward(self, condition: torch.Tensor, scale: float = 0.8, **inputs: Any) -> tuple[torch.Tensor]:
+    def forward(
+        self, condition: torch.Tensor, scale: float = 0.8, *, guess_mode: bool = False, **inputs: Any
+    ) -> tuple[torch.Tensor]:
         return_dict = inputs.pop("return_dict", False)
-        down, mid = self.controlnet(
-            **inputs, controlnet_cond=condition, conditioning_scale=scale, return_dict=return_dict
-        )
+        settings = {"conditioning_scale": scale, "guess_mode": guess_mode, "return_dict": return_dict}
+        down, mid = self.controlnet(**inputs, controlnet_cond=condition, **settings)
         return self.unet(
             **inputs,
             down_block_additional_residuals=down,
@@ -99,6 +100,32 @@ def test_a_controlnet_keeps_the_unets_pace_in_every_mode(world: int, modes: tupl
             fresh = mode == "full_sync" or step <= WARMUP
             assert (relative(per_rank[0][index][step], exact[step]) < 5e-6) == fresh, (mode, step)
         print(f"{world} ranks, {mode}: last step {relative(per_rank[0][index][-1], exact[-1]):.1e} from one device")
+
+
+def pooled_steps(modes: tuple[str, ...]) -> list[torch.Tensor]:
+    """On a rank: the last of four steps whose inputs are the same, with a ControlNet whose residuals are averages."""
+    from distri_engine import DistriConfig, ParallelUNet, open_mesh, parallel_controlnet
+
+    last = []
+    with torch.no_grad(), open_mesh(DistriConfig()) as mesh:
+        unet = ParallelUNet(tiny_sdxl_unet(), DistriConfig(), mesh)
+        joint = Joint(unet, parallel_controlnet(net(global_pool_conditions=True), unet))
+        for mode in modes:
+            unet.begin(DistriConfig(mode=mode, warmup_steps=0, split_batch=False))
+            last.append([joint(**STEERED[0], guess_mode=True)[0] for _ in range(4)][-1])
+            unet.end()
+    return last
+
+
+def test_pooled_residuals_in_stale_steps() -> None:
+    """Stale is fresh if nothing changes; also foreseen."""
+    modes = ("stale_gn", "corrected_async_gn", "extrapolated")
+    plain = Joint(tiny_sdxl_unet(), net(global_pool_conditions=True))
+    with torch.no_grad():
+        exact = plain(**STEERED[0], guess_mode=True)[0]
+    for results in run_on_ranks(2, pooled_steps, modes):
+        for mode, made in zip(modes, results, strict=True):
+            assert relative(made, exact) < 5e-6, mode
 
 
 # --- every kind of condition. Each case: (the UNet, what becomes of a ControlNet) -> the UNet's output at one step.

@@ -145,20 +145,20 @@ class _Rank:
         if self.warm or self.mode in ("full_sync", "sync_gn"):
             seen = self.threads.gather(self.rank, own)
             total = average(seen)
-            self.old[path] = seen
+            self.old[path] = seen  # what was sent for the next step
             if self.mode == "extrapolated":
                 self.old[path] = self.threads.gather(self.rank, self._foresee(path, own))
-        elif self.mode == "corrected_async_gn":
+        elif self.mode in ("corrected_async_gn", "extrapolated"):
             seen = list(self.old[path])
             total = average(seen) + own - seen[self.rank]
             seen[self.rank] = own
             plain = average(seen)[1] - average(seen)[0] ** 2
-            self._sent[path] = own
+            self._sent[path] = self._foresee(path, own)
         else:
             seen = list(self.old[path])
             seen[self.rank] = own
             total = average(seen)
-            self._sent[path] = self._foresee(path, own)
+            self._sent[path] = own
         variance = total[1] - total[0] ** 2
         if plain is not None:
             variance = torch.where(variance < share[self.rank] * (own[1] - own[0] ** 2), plain, variance)
