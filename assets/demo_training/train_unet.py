@@ -61,8 +61,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=40000, help="size of the training set")
     parser.add_argument("--square", action="store_true", help="256 x 256 only, and none of the other shapes")
     parser.add_argument("--start-from", type=Path, help="a pipeline folder: its UNet, encoders and tokenizers")
-    parser.add_argument("--last-lessons", action="store_true", help="no others: for what has learnt already")
-    parser.add_argument("--lean", type=float, default=1.0, help="below 1, noisy steps are seen more often")
     parser.add_argument("--preset", choices=PRESETS, default="base")
     parser.add_argument("--minutes", type=float, default=52, help="of training, all runs together")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps even if time is left")
@@ -150,9 +148,9 @@ class Learner:
         latents, count = batch.latents, len(batch.latents)
         # Stratified: every batch covers all noise levels. The same noise hides less of a larger picture (Hoogeboom et
         # al., "simple diffusion", 2023, section 2.1): it is decided at noisier steps, and has more of them here.
-        scale = AREA / latents[0, 0].numel()  # 1 for 256 x 256, whose noise levels are evenly spread if `lean` is 1
+        scale = AREA / latents[0, 0].numel()  # 1 for 256 x 256, whose noise levels are evenly spread
         strata = (torch.arange(count, device=self.device) + torch.rand(count, device=self.device)) / count
-        times = (strata ** min(self.options.lean, scale**0.5) * 1000).long().clamp(0, 999)
+        times = (strata**scale**0.5 * 1000).long().clamp(0, 999)
         noise = torch.randn_like(latents)
         power = self.signal[times].view(-1, 1, 1, 1)
         noisy = power.sqrt() * latents + (1 - power).sqrt() * noise
@@ -268,7 +266,7 @@ def train(options: argparse.Namespace) -> list[list[float]]:
     saved, end = time.monotonic(), False
     while not end:
         share = min(1, minutes() / options.minutes)
-        batch = lessons.draw(options.batch, 1 if options.last_lessons else share)
+        batch = lessons.draw(options.batch, share)
         loss, errors, times = learner.losses(batch, lessons.empty)
         learner.learn(loss, step, share)
         step, fresh = step + 1, fresh + len(batch.latents)
