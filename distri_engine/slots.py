@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from distri_engine.ledger import Page
 
 
-CORRECTING = frozenset(
-    {SyncMode.CORRECTED_ASYNC_GN, SyncMode.EXTRAPOLATED}
-)  # what there is of averages by the own ones
+# Modes that correct what there is of averages by how far the own ones were off.
+CORRECTING = frozenset({SyncMode.CORRECTED_ASYNC_GN, SyncMode.EXTRAPOLATED})
 
 
 class Slot(ABC):
