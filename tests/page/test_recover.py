@@ -106,7 +106,7 @@ def test_what_will_be_different_is_said() -> None:
     assert notes == [
         "It was made by another model, another/model.",
         "It was made on 4 devices, here are 2.",
-        "Extrapolation was [0.4, 0.4, 0.4], here it is [0.5, 0.5, 0.5].",
+        "Extrapolation was [0.4, 0.4, 0.4], here it is [0.5, 0.5, 0.0].",
     ]
     _, notes = recover.controls(picture(**chunks), dataclasses.replace(IDLE, ranks=1))
     assert "Parallelism was patch, here it is single." in notes
