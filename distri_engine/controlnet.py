@@ -119,9 +119,8 @@ class ParallelControlNet(ParallelModel):
         if self._pool is None or self._pool.alone or self._pool.silent or not self._rules(self.method):
             return own
         lengths = [residual.shape[1] for residual in own]
-        total, correction = self._pool.trade(torch.cat(own, dim=1).float())
-        if correction is not None:
-            total += correction
+        average, corrected = self._pool.trade(torch.cat(own, dim=1).float())
+        total = average if corrected is None else corrected
         return [part.to(residual.dtype) for part, residual in zip(total.split(lengths, dim=1), own, strict=True)]
 
     def _rules(self, method: Method) -> tuple[Rule, ...]:

@@ -229,7 +229,7 @@ class AverageSlot(Slot):
 
     def trade(self, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """own: this rank's averages, of any shape -> the picture's, the peers' part as fresh as the mode has it, and
-        what a correcting mode adds to that; None in other modes, and if everything is fresh.
+        the same as a correcting mode corrects it; None in other modes, and if everything is fresh.
 
         Weighted by rows where bands are uneven.
         """
@@ -243,7 +243,7 @@ class AverageSlot(Slot):
             return average, None
         assert sent is not None, "the first step of a picture is synchronous"
         # Together: the average of what everybody sent for this step + (own fresh - what this rank sent).
-        return average, (own - sent).mul_(1 - self.share)
+        return average, torch.add(average, own - sent, alpha=1 - self.share)
 
 
 class StatsSlot(AverageSlot):

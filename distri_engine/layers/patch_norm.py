@@ -28,17 +28,15 @@ class PatchGroupNorm:
         if slot.alone or slot.silent:
             return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
         own = (quick_moments if slot.stale else moments)(x, norm.num_groups)
-        total, correction = slot.trade(own)  # tensors of our own
+        average, corrected = slot.trade(own)  # tensors of our own
+        total = average if corrected is None else corrected
         mean, variance = total.unbind()
-        if correction is None:
-            variance.addcmul_(mean, mean, value=-1)
-        else:
-            plain = torch.addcmul(variance, mean, mean, value=-1)
-            total.add_(correction)
-            variance.addcmul_(mean, mean, value=-1)
+        variance.addcmul_(mean, mean, value=-1)
+        if corrected is not None:
             # The own rows alone account for so much of a picture's variance. What the correction leaves below that, or
             # below zero, is no variance, and to divide by it would blow noise up: the plain one stands in.
             least = torch.addcmul(own[1], own[0], own[0], value=-1).mul_(slot.share)
+            plain = torch.addcmul(average[1], average[0], average[0], value=-1)
             torch.where(variance < least, plain, variance, out=variance)
         if slot.exchange.config.bessel_correction:
             count = x[0].numel() // norm.num_groups  # of the own slice, as the original has it
