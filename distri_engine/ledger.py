@@ -112,8 +112,8 @@ class Ledger(BoardBucket):
         desk.share = desk.weight = exchange.weights[exchange.patch]
         desk.corrects, desk.bessel = mode in CORRECTING, exchange.config.bessel_correction
         rest = sum(exchange.weights[peer] * table for peer, table in self._ins[1 - self._side].items())
-        self._peers[...] = rest
         if desk.corrects:  # as StatsSlot.trade
+            self._peers[...] = rest
             rest += (desk.share - 1) * self._outs[1 - self._side]
             desk.weight = 1.0
         self._rest[...] = rest
