@@ -12,7 +12,6 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from assets.demo_training.text import PADS, load_tokenizers
 
-GUIDANCE = 5.0  # that the pipeline's pictures are sampled with
 # As in SDXL's own scheduler file, although Euler has no use for them: DDIM made from a configuration without
 # `clip_sample: false` clips the latents, and then seems to ignore the prompt.
 FOR_OTHER_SCHEDULERS = {

@@ -17,7 +17,6 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
-from assets.demo_training.export import GUIDANCE
 from distri_engine import DistriConfig, DistriSDXLPipeline
 
 SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpm-solver": DPMSolverMultistepScheduler}
@@ -32,7 +31,7 @@ class Task:
     captions: list[str]  # seeds are their numbers
     negative: str = ""  # prompt, of all
     steps: int = 30
-    guidance_scale: float = GUIDANCE
+    guidance_scale: float = 5.0
     scheduler: str = "ddim"
     height: int = 256
     width: int = 256

@@ -17,14 +17,12 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from assets.demo_training import start
 from assets.demo_training.captions import caption
-from assets.demo_training.grammar import Scene
 from assets.demo_training.hand_set_vae import analytic_latents
 from assets.demo_training.scenes import AREA, SHAPES, as_tensor, make_scenes
 from assets.demo_training.text import encode_text, load_tokenizers, token_ids
 
-FROM, TO = 100, 650  # time steps between which the painting of a 256 x 256 picture begins: its places are settled
-TO_DROPS = 450  # where there are raindrops, flakes or stars, whose places are settled later
-STRIDE = 66  # time steps of one step of such a painting, for the decoder
+FROM, TO = 100, 450  # time steps between which the painting of a 256 x 256 picture begins: its places are settled
+STEPS = 3  # of such a painting, for the decoder
 MEASURED_SEED = 20_240_407  # no multiple of scenes.CHUNK
 
 
@@ -35,36 +33,37 @@ class Repainter:
         def opened(kind: type, part: str) -> torch.nn.Module:
             return kind.from_pretrained(pipeline / part, torch_dtype=torch.float32).to(device).eval()
 
-        self.device = device
+        self._device = device
         self._unet = opened(UNet2DConditionModel, "unet")
         self._encoders = opened(CLIPTextModel, "text_encoder"), opened(CLIPTextModelWithProjection, "text_encoder_2")
         self._tokenizers = load_tokenizers(pipeline)
         scheduler = DDIMScheduler.from_pretrained(pipeline, subfolder="scheduler")
         self._signal = scheduler.alphas_cumprod.to(device)
 
-    def some_time(self, latents: torch.Tensor, scene: Scene, rng: np.random.Generator) -> int:
+    def some_time(self, latents: torch.Tensor, rng: np.random.Generator) -> int:
         """A time step to begin at, the noisier the larger `latents` are, of which the same noise hides less."""
         noise_to_signal = ((1 - self._signal) / self._signal).sqrt()
-        drops = scene.stars or scene.weather in ("rain", "snowfall")
-        begin = float(noise_to_signal[int(rng.integers(FROM, TO_DROPS if drops else TO))])
+        begin = float(noise_to_signal[int(rng.integers(FROM, TO))])
         return int(torch.searchsorted(noise_to_signal, begin * (latents[0, 0].numel() / AREA) ** 0.5))
 
     @torch.no_grad()
-    def repaint(self, latents: torch.Tensor, words: str, begin: int, *, steps: int, guidance: float) -> torch.Tensor:
+    def repaint(
+        self, latents: torch.Tensor, words: str, begin: int, *, steps: int = STEPS, guidance: float = 1
+    ) -> torch.Tensor:
         """`latents` of one picture, [1, 4, H / 8, W / 8], with the noise of time step `begin`, denoised by DDIM."""
         height, width = (8 * side for side in latents.shape[2:])
-        ids = [token_ids(tokenizer, [words]).to(self.device).long() for tokenizer in self._tokenizers]
+        ids = [token_ids(tokenizer, [words]).to(self._device).long() for tokenizer in self._tokenizers]
         context, pooled = encode_text(*self._encoders, *ids)
         if guidance != 1:
             context, pooled = (torch.cat([torch.zeros_like(text), text]) for text in (context, pooled))
         sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(pooled), dtype=torch.float32)
-        given = {"text_embeds": pooled, "time_ids": sizes.to(self.device)}
+        given = {"text_embeds": pooled, "time_ids": sizes.to(self._device)}
         times = [begin * (steps - step) // steps for step in range(steps)]
         power = self._signal[begin]
         noisy = power.sqrt() * latents + (1 - power).sqrt() * torch.randn_like(latents)
         for time, then in zip(times, [*times[1:], None], strict=True):
             batch = noisy.expand(len(pooled), -1, -1, -1).contiguous()
-            with torch.autocast(self.device, torch.bfloat16, enabled=start.has_fast_bfloat16(self.device)):
+            with torch.autocast(self._device, torch.bfloat16, enabled=start.has_fast_bfloat16(self._device)):
                 made = self._unet(batch, time, context, added_cond_kwargs=given).sample.float()
             velocity = made[:1] + guidance * (made[-1:] - made[:1]) if guidance != 1 else made
             power = self._signal[time]

@@ -17,8 +17,6 @@ from diffusers import (
 )
 from PIL import Image
 
-from assets.demo_training.export import GUIDANCE
-
 PROMPTS = (
     "a red house with a blue roof in a snowy field on a clear day",
     "a yellow sailboat on the sea at sunset with an orange sun",
@@ -44,7 +42,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("sheet.png"))
     parser.add_argument("--scheduler", choices=SCHEDULERS, default="ddim")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance-scale", type=float, default=GUIDANCE)
+    parser.add_argument("--guidance-scale", type=float, default=5.0)
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others follow")
     return parser.parse_args(arguments)

@@ -13,22 +13,19 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch.utils.data import DataLoader, IterableDataset
 
 from assets.demo_training import checkpoint, start
 from assets.demo_training.captions import caption
 from assets.demo_training.critic import Critic
-from assets.demo_training.export import GUIDANCE, save_decoder
+from assets.demo_training.export import save_decoder
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae, protect_constants
-from assets.demo_training.repainter import STRIDE, Repainter
+from assets.demo_training.repainter import Repainter
 from assets.demo_training.scenes import SHAPES, Lot, as_tensor, make_scenes, open_scenes
 
 SAVE_SECONDS = 240.0
@@ -112,31 +109,15 @@ def drawn(
     return target, latents + 0.02 * torch.randn_like(latents) + strength * torch.randn_like(latents)
 
 
-class Repaints(IterableDataset[tuple[np.ndarray, torch.Tensor]]):
-    """Drawn pictures, [H, W, 3], and the latents that a UNet made of them, [1, 4, H / 8, W / 8], without end."""
-
-    def __init__(self, lots: Sequence[Lot], repainter: Repainter, seed: int) -> None:
-        self._lots, self._repainter, self._rng = lots, repainter, np.random.default_rng(seed)
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        lots, repainter, rng = self._lots, self._repainter, self._rng
-        torch.manual_seed(int(rng.integers(1 << 31)))
-        shares = np.array([len(lot.pictures) for lot in lots])
-        while True:
-            lot = lots[int(rng.choice(len(lots), p=shares / shares.sum()))]
-            index = int(rng.integers(len(lot.pictures)))
-            picture, scene = np.array(lot.pictures[index]), lot.scenes[index]
-            exact = analytic_latents(as_tensor(picture[None], repainter.device))
-            begin = repainter.some_time(exact, scene, rng)
-            steps = max(2, round(begin / STRIDE))
-            yield picture, repainter.repaint(exact, caption(scene, rng), begin, steps=steps, guidance=GUIDANCE)
-
-
 def repainted(
-    picture: np.ndarray, latents: torch.Tensor, device: str, rng: np.random.Generator, look_closely: bool
+    lot: Lot, repainter: Repainter, device: str, rng: np.random.Generator, look_closely: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `drawn`, of one of `Repaints`."""
+    """As `drawn`, with latents that the UNet made of one picture."""
+    index = int(rng.integers(len(lot.pictures)))
+    picture = lot.pictures[index]
     target = as_tensor(picture[None], device)
+    exact = analytic_latents(target)
+    latents = repainter.repaint(exact, caption(lot.scenes[index], rng), repainter.some_time(exact, rng))
     if not look_closely:
         return target, latents
     squares = []
@@ -175,12 +156,7 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
         step, spent = progress["step"], progress["seconds"]
     low_precision = start.has_fast_bfloat16(device)
     pipeline = folder / "pipeline"
-    repaints = None
-    if pipeline.exists():
-        source = Repaints(lots, Repainter(pipeline, device), step)
-        # A process of their own, which a GPU's context would not survive.
-        ahead: dict[str, Any] = {"num_workers": 1, "prefetch_factor": 8} if device == "cpu" else {}
-        repaints = iter(DataLoader(source, batch_size=None, collate_fn=tuple, **ahead))
+    repainter = Repainter(pipeline, device) if pipeline.exists() else None
     critic = Critic(folder / "critic_state.safetensors", device)
 
     def save() -> AutoencoderKL:
@@ -202,9 +178,9 @@ def train(options: argparse.Namespace) -> AutoencoderKL:
         decay = 1 if share < options.decay_from else max(0.02, (1 - share) / (1 - options.decay_from))
         optimizer.param_groups[0]["lr"] = options.lr * min(1, (step + 1) / 100) * decay
         lot, look_closely = lots[int(rng.choice(len(lots), p=weights))], bool(rng.random() < options.details)
-        by_unet = repaints is not None and rng.random() < REPAINTED
-        if repaints is not None and by_unet:
-            target, latents = repainted(*next(repaints), device, rng, look_closely)
+        by_unet = repainter is not None and rng.random() < REPAINTED
+        if repainter and by_unet:
+            target, latents = repainted(lot, repainter, device, rng, look_closely)
         else:
             target, latents = drawn(lot, options, rng, look_closely)
         with torch.autocast(device, torch.bfloat16, enabled=options.bfloat16 and low_precision):

@@ -24,7 +24,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from assets.demo_training import checkpoint, start
 from assets.demo_training.crew import Crew
-from assets.demo_training.export import GUIDANCE, noise_schedule, save_pipeline
+from assets.demo_training.export import noise_schedule, save_pipeline
 from assets.demo_training.hand_set_vae import build_vae
 from assets.demo_training.lessons import Batch, Lessons
 from assets.demo_training.muon import Muon
@@ -32,6 +32,7 @@ from assets.demo_training.scenes import AREA, SHAPES, open_scenes
 from assets.demo_training.text import build_encoders, build_tokenizers, encode_text, load_tokenizers
 
 EMPTY, ZEROS = 0.03, 0.08  # shares of prompts replaced by the encoded empty prompt, and by zeros
+GUIDANCE = 5.0  # that the pictures are sampled with
 CLEAR = 0.64  # signal / noise power from which on a prompt tells nothing that cannot be seen
 TWICE = 0.5  # share of the pictures so clear that are shown without their prompt, too
 

@@ -161,9 +161,10 @@ def test_repainted_details_show_what_their_latents_show() -> None:
     """Against the latents of the details themselves: the UNet changed them, but neither moved nor replaced them."""
     scenes, pictures = make_scenes(3, 4, SHAPES[0])
     lot = Lot(shape=SHAPES[0], scenes=scenes, latents=np.empty(0), pictures=pictures)
-    repaints, rng = iter(train_decoder.Repaints([lot], Repainter(MODEL, "cpu"), seed=0)), np.random.default_rng(0)
+    repainter, rng = Repainter(MODEL, "cpu"), np.random.default_rng(0)
+    torch.manual_seed(0)
     for look_closely, count, side in ((True, train_decoder.DETAILS, train_decoder.DETAIL), (False, 1, 256)):
-        targets, latents = train_decoder.repainted(*next(repaints), "cpu", rng, look_closely)
+        targets, latents = train_decoder.repainted(lot, repainter, "cpu", rng, look_closely)
         assert targets.shape == (count, 3, side, side)
         exact = analytic_latents(targets)
         apart = (latents - exact)[:, :3].square().mean().sqrt()
