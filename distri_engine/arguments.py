@@ -69,6 +69,8 @@ def check_arguments(pipe: Any, config: DistriConfig, mesh: Mesh, call: dict[str,
         )
     if call.get("prompt") is None and call.get("prompt_embeds") is None:
         raise ValueError("the prompt is missing; pass prompt or prompt_embeds")
+    if pipe.vae is None and call.get("output_type") != "latent":
+        raise ValueError('a picture needs a vae, and this pipeline has none; pass output_type="latent"')
     return guided
 
 

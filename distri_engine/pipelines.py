@@ -203,7 +203,7 @@ class DistriPipeline:
             if hasattr(pipe, "run_safety_checker"):
                 safety = SafetyRelay(pipe.run_safety_checker, self.mesh)
                 during.enter_context(replaced(pipe, run_safety_checker=safety))
-            if "decode" not in vars(pipe.vae) and self._parallel_decoder() is not None:  # else somebody has his own
+            if self._parallel_decoder() is not None and "decode" not in vars(pipe.vae):  # else somebody has his own
                 during.enter_context(replaced(pipe.vae, decode=self._decode))
             if over_time:
                 result = call_over_time(pipe, self.distri_config, self.mesh, guided=guided, **call)
@@ -220,7 +220,9 @@ class DistriPipeline:
         return (picture,)
 
     def _parallel_decoder(self) -> ParallelDecoder | None:
-        """The decoder for today's VAE; None for those of another kind, which decode the whole picture on every rank."""
+        """The decoder for today's VAE; None where there is none, and for those of another kind, which decode the whole
+        picture on every rank.
+        """
         vae = self.pipeline.vae
         if not isinstance(vae, AutoencoderKL):
             self._decoder = None

@@ -86,6 +86,21 @@ def test_what_has_no_parallel_form_is_refused_by_name() -> None:
     assert not pipeline.vae.use_slicing
 
 
+def test_latents_need_no_vae() -> None:
+    """As in plain diffusers, where a refiner takes over before anything is decoded."""
+    from diffusers import StableDiffusionXLPipeline
+
+    from distri_engine import DistriConfig, DistriSDXLPipeline
+
+    plain = StableDiffusionXLPipeline.from_pretrained(DEMO_MODEL, vae=None)
+    ours = DistriSDXLPipeline.from_pretrained(DistriConfig(height=64, width=64), DEMO_MODEL, vae=None)
+    size = {"height": 64, "width": 64}
+    expected, made = (pipe(PROMPT, generator=seeded(), **size, **CALL).images for pipe in (plain, ours))
+    assert relative(made, expected) < 1e-5
+    with pytest.raises(ValueError, match=r"^a picture needs a vae, and this pipeline has none; pass output_type="):
+        ours(PROMPT, num_inference_steps=3)
+
+
 def test_a_pipeline_of_another_kind_is_one_sentence() -> None:
     from diffusers import StableDiffusionXLPAGPipeline
 
