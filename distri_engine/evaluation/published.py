@@ -15,11 +15,11 @@ from distri_engine.request import GenerationRequest
 # One set of figures for all cells below: the least squares of their logarithms, rounded.
 A100 = Machine(
     flops=163e12,  # of 312e12 in float16
-    memory=1.9e12,  # of 2.0e12
-    launch_s=5.7e-6,  # between two kernels of a CUDA graph, and what a kernel takes to fill and drain the device
-    bandwidth=46e9,  # of NVLink's 300e9: a message here is a layer's, a few MB
-    message_s=20e-6,
-    overlap=0.41,
+    memory=1.8e12,  # of 2.0e12
+    launch_s=5.3e-6,  # between two kernels of a CUDA graph, and what a kernel takes to fill and drain the device
+    bandwidth=47e9,  # of NVLink's 300e9: a message here is a layer's, a few MB
+    message_s=24e-6,
+    overlap=0.39,
 )
 
 # SDXL, 50 steps of DDIM, guidance, warm-up 4. Seconds without the VAE's decode.
