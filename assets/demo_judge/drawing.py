@@ -24,7 +24,6 @@ from assets.demo_training.grammar import (
     sample_scene,
 )
 from assets.demo_training.painter import backdrop, finished
-from assets.demo_training.painting import COLUMNS
 from assets.demo_training.subjects import SUBJECTS as DRAW
 from assets.demo_training.weather import in_front
 from distri_engine.evaluation.judge import SIDE
@@ -63,7 +62,7 @@ def draw(scene: Scene, columns: Sequence[str] = ()) -> Drawn:
     empty = finished(painting).astype(int)
     if scene.subject != "none":
         for column in columns or (scene.position,):
-            painting.x = COLUMNS[column] + painting.rng.uniform(-0.05, 0.05)
+            painting.place_at(column)
             DRAW[scene.subject](painting)
     picture = finished(painting)  # before rain or snow falls over it: what things cover is seen here
     y, x = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE

@@ -17,7 +17,7 @@ Height = Callable[[float], float]
 def _wave(painting: Painting, base: float, amplitude: float, colour: Colour, waves: float = 2) -> Height:
     """Fill everything under a wavy line; returns the line's height at x."""
     rng = painting.rng
-    shift, frequency = rng.uniform(0, 6.28), rng.uniform(0.6, 1.2) * waves
+    shift, frequency = rng.uniform(0, 6.28), 0.9 * waves
     xs = np.linspace(0, painting.width, 48)
     ys = base + amplitude * np.sin(xs * frequency * 3.14 + shift)
     ys = ys + amplitude * 0.35 * np.sin(xs * frequency * 7 + 2 * shift)
@@ -38,7 +38,7 @@ def mountains(painting: Painting) -> None:
         count = round(count * painting.width)
         for x in (np.arange(count) + 0.5) / count * painting.width + rng.uniform(-0.12, 0.12, count):
             height = (rng.uniform(0.26, 0.42) if near else rng.uniform(0.22, 0.32)) * (1 + painting.height) / 2
-            _mountain(painting, x, height, tint(lit, 0.95) if near else far)
+            _mountain(painting, painting.snap(x), painting.snap(height), tint(lit, 0.95) if near else far)
     meadow = painting.on_ground(mix(painting.ground_colour, PALETTE["green"], 0.75))
     _wave(painting, horizon + 0.05, 0.02, tint(meadow, 0.85))
     painting.footing = _wave(painting, horizon + 0.13, 0.02, tint(meadow, 0.68))
@@ -46,9 +46,9 @@ def mountains(painting: Painting) -> None:
 
 def _mountain(painting: Painting, x: float, height: float, colour: Colour) -> None:
     canvas = painting.canvas
-    half = height * painting.rng.uniform(0.75, 1.0)
+    half = height * 0.88
     top, bottom = painting.horizon + 0.05 - height, painting.horizon + 0.06
-    ridge = x + painting.rng.uniform(-0.03, 0.03)
+    ridge = x + 0.02
     canvas.polygon([(x - half, bottom), (x, top), (x + half, bottom)], colour)
     canvas.polygon([(x, top), (x + half, bottom), (ridge, bottom)], darker(colour))
     if painting.scene.snowcap:
@@ -94,18 +94,18 @@ def snow(painting: Painting) -> None:
 
 def sea(painting: Painting) -> None:
     """Four rows of waves and the reflection of the sun or moon."""
-    rng, canvas, horizon = painting.rng, painting.canvas, painting.horizon
+    canvas, horizon = painting.canvas, painting.horizon
     water, depth = painting.sea_colour, painting.height - horizon
     canvas.rectangle(0, horizon, painting.width, painting.height, mix(water, painting.haze, 0.3))
     for row in range(1, 5):
         top = horizon + depth * (row / 5) ** 1.3
         amplitude = 0.006 + 0.004 * row * (2.0 if painting.scene.time == "storm" else 0.7)
         colour = mix(tint(water, 1 - 0.07 * row), painting.haze, 0.3 - 0.07 * row)
-        _wave(painting, top, amplitude, colour, 6 + rng.uniform(-1, 1))
+        _wave(painting, top, amplitude, colour, 6)
     if painting.scene.orb:
         for row in range(7):
             top = horizon + 0.02 + row * depth / 7.5
-            half = painting.orb_radius * rng.uniform(0.5, 1.05) * (1 - 0.05 * row)
+            half = painting.orb_radius * (0.95 if row % 2 else 0.6) * (1 - 0.05 * row)
             colour = mix(painting.orb_colour, water, 0.22 + 0.04 * row)
             canvas.rounded(painting.orb_x - half, top, painting.orb_x + half, top + 0.014, radius=0.007, colour=colour)
     painting.footing = lambda x: horizon + 0.16

@@ -14,6 +14,7 @@ from assets.demo_training.painting import SKIES, Painting
 from assets.demo_training.subjects import SUBJECTS
 from assets.demo_training.weather import behind, in_front
 
+CELL = 8  # pixels of one latent
 Shape = int | tuple[int, int]  # a side, or height and width, in pixels
 
 # The horizon lies between these heights.
@@ -46,7 +47,10 @@ def backdrop(scene: Scene, size: Shape = 256, supersampling: int = 3) -> Paintin
     # One draw for every ground, used or not, keeps the pictures of a seed what they are.
     horizon = {ground: rng.uniform(*bounds) for ground, bounds in HORIZONS.items()}[scene.ground]
     height = rows / unit
-    painting = Painting(scene=scene, rng=rng, width=columns / unit, height=height, horizon=horizon * height)
+    painting = Painting(
+        scene=scene, rng=rng, width=columns / unit, height=height, horizon=horizon * height, cell=CELL / unit
+    )
+    painting.horizon = painting.snap(painting.horizon)
     _place_orb(painting)
     sky = Image.fromarray(_sky(painting, rows, columns))
     sky = sky.resize((columns * supersampling, rows * supersampling), Image.Resampling.BILINEAR)
@@ -67,13 +71,14 @@ def finished(painting: Painting, supersampling: int = 3) -> np.ndarray:
 
 def _place_orb(painting: Painting) -> None:
     scene, rng, horizon = painting.scene, painting.rng, painting.horizon
-    painting.orb_x = painting.column(scene.orb_position) + rng.uniform(-0.07, 0.07)
-    painting.orb_radius = rng.uniform(0.1, 0.15) if scene.subject == "none" else rng.uniform(0.075, 0.11)
+    painting.orb_x = painting.snap(painting.column(scene.orb_position) + rng.uniform(-0.07, 0.07))
+    painting.orb_radius = 0.125 if scene.subject == "none" else 0.095
     low = scene.time in ("sunset", "dawn")
     if low and scene.ground == "sea":
-        painting.orb_y = rng.uniform(horizon - 0.12, horizon - 0.02)
+        orb_y = rng.uniform(horizon - 0.12, horizon - 0.02)
     else:
-        painting.orb_y = (rng.uniform(0.3, 0.42) if low else rng.uniform(0.15, 0.26)) * painting.height
+        orb_y = (rng.uniform(0.3, 0.42) if low else rng.uniform(0.15, 0.26)) * painting.height
+    painting.orb_y = painting.snap(orb_y)
     colour = PALETTE[scene.orb_colour]
     painting.orb_colour = colour if scene.orb == "sun" else mix(colour, (255, 255, 255), 0.35)
 
@@ -100,9 +105,8 @@ def _stars_and_orb(painting: Painting) -> None:
     empty_sky = canvas.picture.copy() if scene.crescent else None
     if scene.stars:
         for _ in range(int(rng.integers(18, 34))):
-            radius = rng.uniform(0.0035, 0.007)
-            x, y = rng.uniform(0, painting.width), rng.uniform(0, painting.horizon - 0.05)
-            canvas.ellipse(x, y, radius, radius, (250, 248, 225))
+            x, y = painting.dot(painting.horizon - 0.05)
+            canvas.ellipse(x, y, 0.006, 0.006, (250, 248, 225))
     if scene.orb:
         x, y, radius = painting.orb_x, painting.orb_y, painting.orb_radius
         canvas.ellipse(x, y, radius, radius, painting.orb_colour)
@@ -119,8 +123,8 @@ def _clouds(painting: Painting) -> None:
     count = int(rng.integers(4, 7)) if storm else int(rng.integers(2, 4))
     for _ in range(round(count * painting.width)):
         x, y = rng.uniform(0.02, 0.98) * painting.width, rng.uniform(0.06, painting.horizon * 0.5)
-        half = rng.uniform(0.1, 0.17)
-        colour = tint(base, float(rng.uniform(0.85, 1.05)))
+        x, y, half = painting.snap(x), painting.snap(y), float(rng.choice([0.11, 0.15]))
+        colour = tint(base, float(rng.choice([0.88, 1.0])))
         for offset, radius in PUFFS:
             canvas.ellipse(x + offset * half, y - radius * half * 0.25, radius * half, radius * half * 0.55, colour)
         canvas.rounded(x - 1.2 * half, y, x + 1.25 * half, y + 0.25 * half, radius=0.12 * half, colour=colour)

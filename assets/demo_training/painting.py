@@ -51,6 +51,7 @@ class Painting:
     width: float  # of the picture; its shorter side is 1, and the unit of all lengths
     height: float
     horizon: float
+    cell: float  # side of what one latent sees; things stand on a grid of such cells
     canvas: Canvas = field(init=False)
     orb_x: float = 0.0
     orb_y: float = 0.0
@@ -65,7 +66,24 @@ class Painting:
 
     def place_subject(self) -> None:
         """Draw the subject's column."""
-        self.x = self.column(self.scene.position) + self.rng.uniform(-0.05, 0.05)
+        self.place_at(self.scene.position)
+
+    def place_at(self, position: str) -> None:
+        """A column near `position`: left, center or right."""
+        self.x = self.snap(self.column(position) + self.rng.uniform(-0.05, 0.05))
+
+    def snap(self, length: float) -> float:
+        """The nearest line of the grid. A shape that always cuts the cells in the same way is easier to learn."""
+        return round(length / self.cell) * self.cell
+
+    def standing(self, depth: float) -> float:
+        """The line of the grid on which the subject stands, about `depth` below the edge of the ground."""
+        return self.snap(self.footing(self.x) + depth)
+
+    def dot(self, bottom: float) -> tuple[float, float]:
+        """The middle of any cell above `bottom`."""
+        x, y = self.rng.uniform(0, self.width), self.rng.uniform(0, bottom)
+        return (x // self.cell + 0.5) * self.cell, (y // self.cell + 0.5) * self.cell
 
     @property
     def haze(self) -> Colour:

@@ -13,10 +13,9 @@ from assets.demo_training.painting import Painting
 
 def house(painting: Painting) -> None:
     """Walls, a pitched roof, a chimney, a door and two windows."""
-    rng, canvas, x = painting.rng, painting.canvas, painting.x
+    canvas, x = painting.canvas, painting.x
     wall, roof, wood = (painting.on_subject(c) for c in (painting.scene.colour, painting.scene.accent, "brown"))
-    half, height = rng.uniform(0.15, 0.19), rng.uniform(0.2, 0.25)
-    base = painting.footing(x) + 0.07
+    half, height, base = 0.17, 0.22, painting.standing(0.07)
     top = base - height
     canvas.rectangle(x + half * 0.45, top - 0.17, x + half * 0.68, top - 0.02, darker(wood))
     canvas.rectangle(x - half, top, x + half, base, wall)
@@ -36,8 +35,8 @@ def lighthouse(painting: Painting) -> None:
     """A tapering tower, on a rock if it stands in the sea, with a beam when it is dark."""
     scene, rng, canvas, x = painting.scene, painting.rng, painting.canvas, painting.x
     tower, accent = painting.on_subject(scene.colour), painting.on_subject(scene.accent)
-    height, half = rng.uniform(0.46, 0.54), 0.075
-    base = _rock(painting) if scene.ground == "sea" else painting.footing(x) + 0.05
+    height, half = 0.5, 0.075
+    base = _rock(painting) if scene.ground == "sea" else painting.standing(0.05)
     top = base - height
 
     def edge(share: float) -> float:  # half the width at this share of the height
@@ -80,8 +79,8 @@ def sailboat(painting: Painting) -> None:
     """A hull with two sails and its reflection."""
     rng, canvas, x = painting.rng, painting.canvas, painting.x
     sail, hull = painting.on_subject(painting.scene.colour), painting.on_subject(painting.scene.accent)
-    deck = painting.horizon + rng.uniform(0.14, 0.2)
-    height, half, heading = rng.uniform(0.36, 0.44), 0.17, rng.choice([-1, 1])
+    deck = painting.snap(painting.horizon + rng.uniform(0.14, 0.2))
+    height, half, heading = 0.4, 0.17, rng.choice([-1, 1])
     top = deck - height
     canvas.rectangle(x - 0.009, top, x + 0.009, deck, painting.on_subject((96, 70, 50)))
     front, back, bow, stern = (x + heading * offset for offset in (0.016, -0.014, 0.17, -0.12))
@@ -93,7 +92,7 @@ def sailboat(painting: Painting) -> None:
     for row in range(3):
         colour = mix(painting.sea_colour, sail if row else hull, 0.45)
         y = deck + 0.062 + row * 0.022
-        canvas.ellipse(x + rng.uniform(-0.04, 0.04), y, half * (0.95 - 0.2 * row), 0.008, colour)
+        canvas.ellipse(x + heading * 0.02 * (row - 1), y, half * (0.95 - 0.2 * row), 0.008, colour)
 
 
 # Leaves of a tree: offset x and y, radius, light.
@@ -108,11 +107,10 @@ LEAVES = (
 
 def tree(painting: Painting) -> None:
     """A trunk and five round tufts of leaves."""
-    rng, canvas, x = painting.rng, painting.canvas, painting.x
+    canvas, x = painting.canvas, painting.x
     leaf = painting.on_subject(painting.scene.colour)
-    base = painting.footing(x) + 0.08
-    height, crown = rng.uniform(0.2, 0.25), rng.uniform(0.12, 0.15)
-    top = base - height
+    crown, base = 0.135, painting.standing(0.08)
+    top = base - 0.22
     trunk = [(x - 0.032, base), (x - 0.018, top), (x + 0.018, top), (x + 0.032, base)]
     canvas.polygon(trunk, painting.on_subject("brown"))
     for right, down, radius, light in LEAVES:
@@ -125,7 +123,7 @@ def balloon(painting: Painting) -> None:
     """A hot air balloon with its basket, in the air."""
     scene, rng, canvas, x = painting.scene, painting.rng, painting.canvas, painting.x
     colour, accent = painting.on_subject(scene.colour), painting.on_subject(scene.accent)
-    y, radius = rng.uniform(0.27, 0.36) * painting.height, rng.uniform(0.15, 0.19)
+    y, radius = painting.snap(rng.uniform(0.27, 0.36) * painting.height), 0.17
 
     def envelope(width: float, paint: Colour) -> None:  # the whole balloon, or a stripe of this share of its width
         canvas.polygon(
@@ -152,11 +150,10 @@ def balloon(painting: Painting) -> None:
 
 def castle(painting: Painting) -> None:
     """Three towers with pointed roofs, battlements and a gate."""
-    scene, rng, canvas, x = painting.scene, painting.rng, painting.canvas, painting.x
+    scene, canvas, x = painting.scene, painting.canvas, painting.x
     wall, roof = painting.on_subject(scene.colour), painting.on_subject(scene.accent)
-    base = painting.footing(x) + 0.07
-    half, height = 0.17, rng.uniform(0.17, 0.21)
-    top = base - height
+    half, base = 0.17, painting.standing(0.07)
+    top = base - 0.19
     for tower in (x - half, x + half):
         canvas.rectangle(tower - 0.05, top - 0.1, tower + 0.05, base, darker(wall))
         canvas.polygon([(tower - 0.065, top - 0.1), (tower, top - 0.22), (tower + 0.065, top - 0.1)], roof)
@@ -182,17 +179,17 @@ def _earth(painting: Painting, canvas: Canvas, x: float, y: float) -> Colour:
 
 def windmill(painting: Painting) -> None:
     """A tapering tower with a cap and four sails."""
-    scene, rng, canvas, x = painting.scene, painting.rng, painting.canvas, painting.x
+    scene, canvas, x = painting.scene, painting.canvas, painting.x
     wall, roof = painting.on_subject(scene.colour), painting.on_subject(scene.accent)
     cloth, wood = painting.on_subject((240, 240, 236)), painting.on_subject((90, 70, 60))
-    base = painting.footing(x) + 0.07
-    top = base - rng.uniform(0.3, 0.35)
+    base = painting.standing(0.07)
+    top = base - 0.325
     canvas.polygon([(x - 0.1, base), (x - 0.06, top), (x + 0.06, top), (x + 0.1, base)], wall)
     canvas.polygon([(x + 0.02, base), (x + 0.015, top), (x + 0.06, top), (x + 0.1, base)], darker(wall))
     canvas.polygon([(x - 0.075, top + 0.004), (x, top - 0.085), (x + 0.075, top + 0.004)], roof)
     canvas.rectangle(x - 0.022, base - 0.1, x + 0.022, base, painting.on_subject("brown"))
     canvas.rectangle(x - 0.018, top + 0.09, x + 0.018, top + 0.13, painting.window)
-    first, length, hub = rng.uniform(0, 1.57), rng.uniform(0.2, 0.24), top - 0.01
+    first, length, hub = 0.6, 0.22, top - 0.01
     for sail in range(4):
         angle = first + sail * math.pi / 2
         cosine, sine = math.cos(angle), math.sin(angle)
@@ -212,8 +209,8 @@ def rocket(painting: Painting) -> None:
     """A rocket in the air: a pointed hull, two fins, a round window and a flame."""
     scene, rng, canvas, x = painting.scene, painting.rng, painting.canvas, painting.x
     hull, accent = painting.on_subject(scene.colour), painting.on_subject(scene.accent)
-    height, half = rng.uniform(0.36, 0.42), rng.uniform(0.085, 0.1)
-    top = rng.uniform(0.1, 0.17) * painting.height
+    height, half = 0.39, 0.0925
+    top = painting.snap(rng.uniform(0.1, 0.17) * painting.height)
     bottom = top + height
     flame = [(x - half * 0.6, bottom), (x, bottom + 0.14), (x + half * 0.6, bottom)]
     canvas.polygon(flame, (250, 150, 40))
@@ -239,12 +236,11 @@ DOTS = ((-0.6, 0.28, 0.12), (-0.18, 0.62, 0.15), (0.28, 0.3, 0.14), (0.66, 0.2, 
 
 def mushroom(painting: Painting) -> None:
     """A giant mushroom: a pale stem, a domed cap with dots."""
-    scene, rng, canvas, x = painting.scene, painting.rng, painting.canvas, painting.x
+    scene, canvas, x = painting.scene, painting.canvas, painting.x
     cap, dots = painting.on_subject(scene.colour), painting.on_subject(scene.accent)
     stem = painting.on_subject((238, 226, 200))
-    half, dome, height = rng.uniform(0.19, 0.23), rng.uniform(0.17, 0.2), rng.uniform(0.17, 0.21)
-    base = painting.footing(x) + 0.08
-    brim = base - height
+    half, dome, base = 0.21, 0.185, painting.standing(0.08)
+    brim = base - 0.19
     canvas.polygon([(x - 0.075, base), (x - 0.05, brim), (x + 0.05, brim), (x + 0.075, base)], stem)
     canvas.polygon([(x + 0.03, base), (x + 0.02, brim), (x + 0.05, brim), (x + 0.075, base)], darker(stem))
     canvas.ellipse(x, brim, half, 0.035, darker(cap))

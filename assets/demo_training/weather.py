@@ -38,10 +38,10 @@ def _fog(painting: Painting, place: str) -> None:
 
 def _rain(painting: Painting) -> None:
     rng, canvas = painting.rng, painting.canvas
-    slant, lines = rng.choice([-1, 1]) * rng.uniform(0.2, 0.4), []
+    slant, length, lines = rng.choice([-1, 1]) * 0.3, 0.115, []
     for _ in range(round(rng.integers(34, 46) * painting.width * painting.height)):
         x, y = rng.uniform(-0.05, 1.05) * painting.width, rng.uniform(-0.05, 0.98) * painting.height
-        length = rng.uniform(0.09, 0.14)
+        x, y = painting.snap(x), painting.snap(y)
         lines.append([(x, y), (x + slant * length, y + length)])
     colour = tint((214, 226, 244), SUBJECT_LIGHT[painting.scene.time])
     canvas.streaks(lines, colour, width=max(1, round(canvas.side * 0.012)), opacity=180)
@@ -51,6 +51,5 @@ def _snowfall(painting: Painting) -> None:
     rng, canvas = painting.rng, painting.canvas
     colour = tint((250, 251, 255), [0.3 + 0.7 * light for light in SUBJECT_LIGHT[painting.scene.time]])
     for _ in range(round(rng.integers(50, 70) * painting.width * painting.height)):
-        radius = rng.uniform(0.008, 0.014)
-        x, y = rng.uniform(0, 1) * painting.width, rng.uniform(0, 1) * painting.height
-        canvas.ellipse(x, y, radius, radius, colour)
+        x, y = painting.dot(painting.height)
+        canvas.ellipse(x, y, 0.0115, 0.0115, colour)
