@@ -25,7 +25,7 @@ from assets.demo_training.critic import STRENGTH, Critic
 from assets.demo_training.grammar import SUBJECTS, WEATHERS, sample_scene
 from assets.demo_training.hand_set_vae import analytic_latents, build_vae
 from assets.demo_training.lessons import Lessons
-from assets.demo_training.painter import paint
+from assets.demo_training.painter import backdrop, paint
 from assets.demo_training.repainter import Repainter
 from assets.demo_training.scenes import SHAPES, Lot, Shape, as_tensor, make_scenes, open_scenes
 from assets.demo_training.text import PADS, build_tokenizers
@@ -52,6 +52,20 @@ def test_same_captions() -> None:
     scenes = [sample_scene(scene_rng) for _ in range(300)]
     captions = "\n".join(caption(scene, rng) for scene in scenes)
     assert hashlib.sha256(captions.encode()).hexdigest()[:16] == "5e4acc310c073807"
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (256, 384), (384, 256), (512, 512)])
+def test_things_stand_on_the_grid_of_latents(shape: tuple[int, int]) -> None:
+    """Eight pixels apart, the encoder's patches."""
+    rng = np.random.default_rng(3)
+    for scene in (sample_scene(rng) for _ in range(8)):
+        painting = backdrop(scene, shape, supersampling=1)
+        places = [painting.horizon, painting.orb_x, painting.orb_y]
+        if scene.subject != "none":
+            painting.place_subject()
+            places += [painting.x, painting.standing(0.05)]
+        pixels = np.array(places) * min(shape)
+        assert np.allclose(pixels / 8, np.round(pixels / 8)), scene
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 96), (96, 64)])
