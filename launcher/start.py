@@ -80,8 +80,9 @@ def make_run_dir() -> Path:
     """A fresh 0700 directory for sockets and stores. Those that dead runs left behind are removed."""
     for old in temporary_folder().glob(f"{_PREFIX}-*-*"):
         pid = old.name.split("-")[1]
-        if pid.isdigit() and not Path("/proc", pid).exists() and old.lstat().st_uid == os.getuid():
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another run that begins now sweeps, too
+            if pid.isdigit() and not Path("/proc", pid).exists() and old.lstat().st_uid == os.getuid():
+                shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}-{os.getpid()}-", dir=temporary_folder()))
 
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,18 @@ def test_run_directories_are_private_and_those_of_the_dead_are_swept(
     made = start.make_run_dir()
     assert made.stat().st_mode & 0o777 == 0o700
     assert set(short_tmp.iterdir()) == {made, alive, foreign}
+
+
+def test_runs_that_begin_together_sweep_together(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for number in range(500):
+        (short_tmp / f"distrifusion-{gone.pid}-{number}").mkdir()
+    with ThreadPoolExecutor(8) as runs:
+        made = {run.result() for run in [runs.submit(start.make_run_dir) for _ in range(8)]}
+    assert set(short_tmp.iterdir()) == made
+    assert len(made) == 8
 
 
 def test_a_socket_fits_into_a_run_directory_wherever_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
