@@ -71,6 +71,8 @@ def check_arguments(pipe: Any, config: DistriConfig, mesh: Mesh, call: dict[str,
         raise ValueError("the prompt is missing; pass prompt or prompt_embeds")
     if pipe.vae is None and call.get("output_type") != "latent":
         raise ValueError('a picture needs a vae, and this pipeline has none; pass output_type="latent"')
+    if pipe.vae is None and "strength" in inspect.signature(type(pipe).__call__).parameters:
+        raise ValueError("starting from a picture needs a vae, and this pipeline has none; load one, then set vae")
     return guided
 
 
@@ -101,7 +103,7 @@ def _default_size(pipe: Any, config: DistriConfig, call: dict[str, Any]) -> tupl
     """(height, width) in pixels of what the UNet will see, if the call does not say."""
     for name in ("latents", "image"):
         if call.get(name) is not None:
-            return picture_size(call[name], pipe.vae_scale_factor, pipe.vae.config.latent_channels)
+            return picture_size(call[name], pipe.vae_scale_factor, pipe.unet.config.out_channels)
     return config.height, config.width
 
 

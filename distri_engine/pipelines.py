@@ -265,6 +265,8 @@ class DistriPipeline:
         if name == "pipeline":  # not yet set: __init__ has failed
             raise AttributeError(name)
         if name in _VAE_SWITCHES:
+            if self.pipeline.vae is None:
+                raise AttributeError(f"{name} needs a vae, and this pipeline has none; load one, then set vae")
             return getattr(self.pipeline.vae, _VAE_SWITCHES[name])
         if name in REFUSED_METHODS:
 

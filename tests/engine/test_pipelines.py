@@ -99,6 +99,19 @@ def test_latents_need_no_vae() -> None:
     assert relative(made, expected) < 1e-5
     with pytest.raises(ValueError, match=r"^a picture needs a vae, and this pipeline has none; pass output_type="):
         ours(PROMPT, num_inference_steps=3)
+    begin = torch.randn(1, 4, 8, 8, generator=seeded())
+    expected, made = (pipe(PROMPT, latents=begin, **size, **CALL).images for pipe in (plain, ours))
+    assert relative(made, expected) < 1e-5
+    with pytest.raises(AttributeError, match=r"^enable_vae_tiling needs a vae, and this pipeline has none; load one"):
+        ours.enable_vae_tiling()
+
+
+def test_starting_from_a_picture_needs_a_vae() -> None:
+    from distri_engine import DistriConfig, DistriSDXLImg2ImgPipeline
+
+    ours = DistriSDXLImg2ImgPipeline.from_pretrained(DistriConfig(height=64, width=64), DEMO_MODEL, vae=None)
+    with pytest.raises(ValueError, match=r"^starting from a picture needs a vae, and this pipeline has none; load one"):
+        ours(PROMPT, image=Image.new("RGB", (64, 64)), **CALL)
 
 
 def test_a_pipeline_of_another_kind_is_one_sentence() -> None:
