@@ -133,12 +133,16 @@ class _Link:
                 self._out_pages.madvise(mmap.MADV_REMOVE, offset, size)
 
     def receive(self, tag: int, into: torch.Tensor) -> None:
-        """Wait for message `tag` and copy it to `into` (contiguous, CPU)."""
+        """Wait for message `tag` and copy it to `into` (contiguous, CPU). Raises MeshError if it has another size."""
         while tag not in self._arrived:
             self._read(blocking=True)
         offset, size = self._arrived.pop(tag)
         flat = into.reshape(-1).view(torch.uint8)
-        assert flat.numel() == size, f"rank {self.rank} sent {size} bytes where {flat.numel()} were expected"
+        if flat.numel() != size:
+            raise MeshError(
+                f"rank {self.rank} sent {size} bytes where {flat.numel()} were expected: the ranks are not in the same "
+                "call, as after an error on one of them; start the program again"
+            )
         flat.copy_(self._in[offset : offset + size])
         with suppress(MeshError):  # a peer that has hung up after its last message does not need the place back
             self._push(_TOKEN.pack(_FREE, offset, 0, 0))

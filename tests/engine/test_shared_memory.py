@@ -119,6 +119,21 @@ def test_a_peer_that_hangs_up_is_noticed() -> None:
     assert 0 < waits[2] < 30
 
 
+def at_odds() -> None:
+    """On a rank: rank 1 is in another call than rank 0, as after an error that it alone had."""
+    from distri_engine import DistriConfig, MeshError, open_mesh
+
+    with open_mesh(DistriConfig()) as mesh:
+        other = 1 - mesh.rank
+        sent, expected = torch.ones(4 + mesh.rank), torch.empty(4 + mesh.rank)
+        with pytest.raises(MeshError, match=rf"^rank {other} sent \d+ bytes where \d+ were expected: .* start the"):
+            mesh.swap({other: sent}, {other: expected}).wait()
+
+
+def test_ranks_in_different_calls_are_one_sentence() -> None:
+    run_on_ranks(2, at_odds)
+
+
 def descriptors(pictures: int) -> tuple[int, int]:
     """On a rank: open files after the first pictures and after many more."""
     from distri_engine import DistriConfig, ParallelUNet, open_mesh
